@@ -1,0 +1,36 @@
+# Two commands for a new user: `make quickstart` and `make test`. Each builds .venv by itself.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test test-all lint format clean
+quickstart: $(VENV)/.run
+	$(BIN)/python -m pujax.launch --config configs/quickstart.py
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not slow" -q
+
+test-all: $(VENV)/.dev
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/shellcheck launch/*.sh benchmarks/*.sh .ci/run
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(VENV)/.run: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.dev: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@ $(VENV)/.run
+
+clean:
+	rm -rf $(VENV) runs

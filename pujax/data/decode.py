@@ -1,0 +1,60 @@
+"""Image files to uint8 arrays of one size. What does not decode in full is reported, never filled with grey."""
+
+import io
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
+_MODES = {1: "L", 3: "RGB"}
+
+
+def decode(data: bytes, *, size: int, channels: int) -> np.ndarray | None:
+    """Return uint8 [size, size, channels]: short side to `size`, centre crop; None if `data` does not decode.
+
+    EXIF rotation is applied; transparency is laid on black; JPEG is decoded at reduced scale where that suffices.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.draft(_MODES[channels], (size, size))
+            image.load()  # raises on truncated data
+            return resize(to_mode(ImageOps.exif_transpose(image), channels), size)
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+
+
+def to_mode(image: Image.Image, channels: int) -> Image.Image:
+    """Return the image as grey or RGB; transparent parts become black."""
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+    return image.convert(_MODES[channels])
+
+
+def resize(image: Image.Image, size: int) -> np.ndarray:
+    """Return uint8 [size, size, channels]: short side to `size`, bilinear, then the centre."""
+    if image.size != (size, size):
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+    array = np.asarray(image)
+    return array[..., None] if array.ndim == 2 else array
+
+
+def fit_arrays(images: np.ndarray, *, size: int, channels: int) -> np.ndarray:
+    """Return uint8 [N, size, size, channels] of images [N, H, W] or [N, H, W, C].
+
+    Slightly smaller images (by an even number of at most 8 pixels, such as 28 for 32) are padded with zeros; others are
+    resized. Grey becomes RGB by repetition, RGB becomes grey as Pillow weighs it.
+    """
+    if images.ndim == 3:
+        images = images[..., None]
+    missing = size - images.shape[1]
+    if images.shape[1] == images.shape[2] and 0 < missing <= 8 and missing % 2 == 0:
+        half = missing // 2
+        images = np.pad(images, ((0, 0), (half, half), (half, half), (0, 0)))
+    if images.shape[1:] == (size, size, channels):
+        return images
+    if images.shape[1:] == (size, size, 1):
+        return np.repeat(images, channels, axis=-1)
+    pictures = (Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in images)
+    out = [resize(to_mode(picture, channels), size) for picture in pictures]
+    return np.stack(out) if out else np.zeros((0, size, size, channels), np.uint8)

@@ -1,0 +1,43 @@
+"""The images and weights inside the package: see `embedded/LICENSES.md` for where they come from."""
+
+import hashlib
+import io
+import json
+import lzma
+from pathlib import Path
+
+import numpy as np
+
+FOLDER = Path(__file__).parent / "embedded"
+
+
+def embedded_path(name: str) -> Path:
+    """Return the path of an embedded file.
+
+    Raises:
+        FileNotFoundError: there is none of that name.
+    """
+    path = FOLDER / name
+    if not path.is_file():
+        have = ", ".join(sorted(p.name for p in FOLDER.iterdir() if p.suffix in (".xz", ".safetensors")))
+        raise FileNotFoundError(f"nothing embedded is called {name!r}; there are {have}")
+    return path
+
+
+def load_embedded(part: str) -> dict[str, np.ndarray]:
+    """Return the arrays of one embedded set, "labelled", "pool" or "test".
+
+    Returns:
+        `images` uint8 [N, 28, 28], and `labels` int32 [N] or, for the pool, `truth` bool [N].
+
+    Raises:
+        FileNotFoundError: there is no such set.
+        ValueError: the file is not the one that was shipped.
+    """
+    path = embedded_path(f"{part}.npz.xz")
+    data = path.read_bytes()
+    expected = json.loads((FOLDER / "CHECKSUMS.json").read_text())["files"][path.name]["sha256"]
+    if hashlib.sha256(data).hexdigest() != expected:
+        raise ValueError(f"{path} is damaged: its checksum differs; install pujax again")
+    with np.load(io.BytesIO(lzma.decompress(data)), allow_pickle=False) as arrays:
+        return dict(arrays)

@@ -1,0 +1,156 @@
+"""Stage 4: the student, by robust knowledge distillation on the labelled and the mined images."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from pujax.checkpoint import save_weights
+from pujax.config import Config, DistillConfig
+from pujax.data.batches import index_batches
+from pujax.data.sources import ImageSource, open_source, read_all, write_images
+from pujax.data.transforms import augment
+from pujax.inference import accuracy, map_images, prepare
+from pujax.losses import (
+    class_weights_from_mass,
+    kd_loss,
+    kl_from_logits,
+    masked_mean,
+    perturbed_weights,
+    robust_kd_paper,
+    robust_kd_worst_case,
+)
+from pujax.metrics import MetricsLog, flops_per_image, num_params
+from pujax.mining import read_selection
+from pujax.sharding import barrier, is_main_process, replicate
+from pujax.teacher import image_shape, init_classifier, load_teacher
+from pujax.train import LossFn, fit
+
+
+def run(config: Config, workdir: Path, mesh: Mesh, log: MetricsLog) -> dict[str, Any]:
+    """Train the student on labelled + mined images; return the summary block."""
+    labelled, pool = (
+        open_source(config.data.labelled, config.data),
+        open_source(config.data.pool, config.data, labelled=False),
+    )
+    parts = [(labelled, np.arange(len(labelled))), (pool, read_selection(workdir))]
+    return train_student(config, workdir, workdir / "distill", parts, mesh, log)
+
+
+def train_student(
+    config: Config,
+    workdir: Path,
+    folder: Path,
+    parts: list[tuple[ImageSource, np.ndarray]],
+    mesh: Mesh,
+    log: MetricsLog,
+) -> dict[str, Any]:
+    """Distil the teacher into a student on given images.
+
+    Args:
+        config: the job.
+        workdir: holds the teacher.
+        folder: receives `images.npy`, checkpoints and `student.safetensors`.
+        parts: (source, indices) pairs; together they are the training set. Only labels of labelled sources are used.
+        mesh: devices.
+        log: receives the metrics.
+
+    Returns:
+        The summary block: accuracy at the last step, size, cost, steps, number of training images.
+    """
+    images_path = folder / "images.npy"  # at training resolution, so nothing is decoded twice
+    if is_main_process():
+        write_images(images_path, parts)
+    barrier(f"{folder.name} images")
+    images = np.load(images_path, mmap_mode="r")
+    teacher, teacher_variables = load_teacher(config, workdir)
+    rng = jax.random.key(config.seed)
+    student, variables = init_classifier(config, config.distill.model, jax.random.fold_in(rng, 0))
+    weights = class_weight_set(config, teacher, replicate(mesh, teacher_variables), images, mesh)
+    variables = fit(
+        config,
+        config.distill,
+        make_distill_loss(config, student, teacher),
+        variables,
+        images=images,
+        columns={"label": np.concatenate([_labels(source, index) for source, index in parts])},
+        make_batches=functools.partial(index_batches, len(images), config.distill.batch_size, seed=config.seed),
+        frozen={"teacher": teacher_variables, "class_weights": weights},
+        rng=jax.random.fold_in(rng, 1),
+        mesh=mesh,
+        folder=folder / "checkpoints",
+        log=log,
+        name="distill" if folder.name == "distill" else f"distill_{folder.name}",
+    )
+    if is_main_process():
+        save_weights(folder / "student.safetensors", variables)
+    test = open_source(config.data.test, config.data)
+    test_images = read_all(test, what="data.test")
+    return {
+        "accuracy": accuracy(config, student, replicate(mesh, variables), test_images, test.labels, mesh),
+        "num_params": num_params(variables),
+        "flops_per_image": flops_per_image(student, variables, image_shape(config)),
+        "steps": config.distill.num_steps,
+        "train_images": len(images),
+    }
+
+
+def _labels(source: ImageSource, index: np.ndarray) -> np.ndarray:
+    """Return int32 labels, -1 for images without one."""
+    return np.full(len(index), -1, np.int32) if source.labels is None else source.labels[index].astype(np.int32)
+
+
+def class_weight_set(config: Config, teacher: Any, variables: Any, images: np.ndarray, mesh: Mesh) -> np.ndarray:
+    """Return the class weights, float32 [m, K]: one row, or for the "paper" form also its perturbed copies.
+
+    The rows are all ones, or inverse to the teacher's probability mass over the training images, as released.
+    """
+    weights = np.ones(config.data.num_classes, np.float32)
+    if config.distill.class_weights == "inverse_frequency":
+
+        def predict(variables: Any, batch: jax.Array) -> dict[str, jax.Array]:
+            return {"probs": jax.nn.softmax(teacher.apply(variables, prepare(config, batch), train=False)[0])}
+
+        batch_size = config.mining.batch_size
+        read = images.__getitem__
+        probs = map_images(predict, variables, read, len(images), batch_size=batch_size, mesh=mesh)["probs"]
+        weights = np.asarray(class_weights_from_mass(probs.sum(0)))
+    if config.distill.robust != "paper":
+        return weights[None]
+    rng = jax.random.fold_in(jax.random.key(config.seed), 2)
+    return np.asarray(perturbed_weights(rng, weights, config.distill.epsilon, config.distill.num_perturbations))
+
+
+def make_distill_loss(config: Config, student: Any, teacher: Any) -> LossFn:
+    """Return the robust KD loss, plus cross-entropy on the labelled images where `label_weight` is set."""
+    distill = config.distill
+
+    def loss_fn(params: Any, batch_stats: Any, frozen: Any, batch: Any, rng: jax.Array) -> Any:
+        images = prepare(config, augment(rng, batch["image"], pad=distill.crop_padding, flip=distill.flip))
+        teacher_logits, _ = teacher.apply(frozen["teacher"], images, train=False)
+        variables = {"params": params, "batch_stats": batch_stats}
+        (logits, _), mutated = student.apply(variables, images, train=True, mutable=["batch_stats"])
+        kl = kl_from_logits(logits, teacher_logits, distill.temperature)
+        loss = _weighted_kl(distill, kl, jnp.argmax(teacher_logits, axis=-1), frozen["class_weights"])
+        metrics = {"kl": jnp.mean(kl)}
+        if distill.label_weight:
+            labelled = batch["label"] >= 0
+            cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(batch["label"], 0))
+            metrics["cross_entropy"] = masked_mean(cross_entropy, labelled)
+            loss += distill.label_weight * metrics["cross_entropy"]
+        return loss, (mutated.get("batch_stats", {}), metrics)
+
+    return loss_fn
+
+
+def _weighted_kl(distill: DistillConfig, kl: jax.Array, teacher_class: jax.Array, weight_set: jax.Array) -> jax.Array:
+    if distill.robust == "paper":
+        return robust_kd_paper(kl, teacher_class, weight_set)
+    if distill.robust == "worst_case":
+        return robust_kd_worst_case(kl, teacher_class, weight_set[0], distill.epsilon)
+    return kd_loss(kl, teacher_class, weights=weight_set[0])

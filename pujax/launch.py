@@ -1,0 +1,117 @@
+"""The command line: `python -m pujax.launch --config configs/quickstart.py [--config.a.b=value ...]`."""
+
+import os
+import re
+import sys
+import traceback
+from pathlib import Path
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from pujax import pipeline, plan
+from pujax.config import Config, require_known_field, resolve
+from pujax.sharding import configure_backend, is_main_process
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe: a Python file with get_config().", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", "", "Folder for all results; default runs/<name of the config file>.")
+_STAGES = flags.DEFINE_list("stages", list(pipeline.STAGES), "Stages to run, of " + ", ".join(pipeline.STAGES) + ".")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Check everything that can be checked without training; print the plan.")
+
+_USAGE = """pujax: compress an image classifier with a few labelled images and an unlabelled pool.
+
+  python -m pujax.launch --config configs/quickstart.py
+  python -m pujax.launch --config configs/cifar10.py --workdir runs/a --config.distill.num_steps=500
+  python -m pujax.launch --config configs/quickstart.py --stages=mine,distill --dry_run
+
+Options of a recipe are the fields in pujax/config.py, given as --config.<field>=<value>; lists as a,b,c.
+The same command continues a run that was stopped. Exit status: 0 done, 2 the input is wrong, 1 anything else.
+
+  --config    recipe, a Python file with get_config(); see configs/
+  --workdir   folder for all results (default: runs/<name of the recipe>)
+  --stages    stages to run (default: all): """ + ", ".join(pipeline.STAGES) + """
+  --dry_run   check files, classes, shapes and memory without training, and print the plan
+"""  # fmt: skip
+
+
+def main(argv: list[str]) -> None:
+    """Run the job that the flags describe."""
+    config, workdir, stages = _read_flags(argv)
+    logging.set_verbosity(logging.WARNING)
+    configure_backend()
+    _initialize_distributed()
+    if _DRY_RUN.value:
+        print(plan.describe(config, workdir, stages))
+        return
+    summary = pipeline.run(config, workdir, stages)
+    if is_main_process():
+        print(f"\n{pipeline.verdict(summary)}\nsummary: {workdir / 'summary.json'}")
+
+
+def _read_flags(argv: list[str]) -> tuple[Config, Path, tuple[str, ...]]:
+    if len(argv) > 1:
+        raise ValueError(f"unexpected argument {argv[1]!r}; options start with --")
+    if _CONFIG.value is None:
+        raise ValueError("no --config; try --config configs/quickstart.py, or --help")
+    path = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
+    if not isinstance(_CONFIG.value, Config):
+        raise ValueError(f"{path}: get_config() must return a pujax.config.Config, not {type(_CONFIG.value).__name__}")
+    for stage in _STAGES.value:
+        if stage not in pipeline.STAGES:
+            raise ValueError(f"there is no stage {stage!r}; choose from {', '.join(pipeline.STAGES)}")
+    return resolve(_CONFIG.value), Path(_WORKDIR.value or Path("runs") / path.stem), tuple(_STAGES.value)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Parse flags; the user's mistakes become ValueErrors that name the option."""
+    if {"--help", "-h", "-help", "--helpfull", "--helpshort"} & set(argv[1:]):
+        print(_USAGE)
+        sys.exit(0)
+    for argument in argv[1:]:
+        if match := re.match(r"--?(?:no)?config\.([\w.]+)", argument):
+            require_known_field(match.group(1))
+    if "--config" in argv and (at := argv.index("--config") + 1) < len(argv):
+        argv = [*argv[: at - 1], f"--config={argv[at]}", *argv[at + 1 :]]
+    for argument in argv[1:]:
+        if argument.startswith("--config=") and not Path(argument.removeprefix("--config=")).is_file():
+            raise FileNotFoundError(f"there is no config file {argument.removeprefix('--config=')}")
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        raise ValueError(str(error)) from error
+
+
+def _initialize_distributed() -> None:
+    """Join the other processes, where the environment says that there are any."""
+    if address := os.environ.get("JAX_COORDINATOR_ADDRESS"):
+        jax.distributed.initialize(address, int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"]))
+    elif "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        jax.distributed.initialize()
+
+
+def run() -> None:
+    """Entry point: map the user's mistakes to one line and exit status 2, everything else to 1."""
+    try:
+        app.run(main, flags_parser=_parse)
+    except FloatingPointError as error:
+        _fail(error, 1)
+    except (ValueError, FileNotFoundError) as error:
+        if not _is_ours(error):
+            raise
+        _fail(error, 2)
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether pujax itself, or a recipe, raised the error; one from inside a library keeps its traceback."""
+    origin = traceback.extract_tb(error.__traceback__)[-1].filename
+    return Path(origin).resolve().is_relative_to(Path(__file__).resolve().parent) or "configs" in Path(origin).parts
+
+
+def _fail(error: Exception, status: int) -> None:
+    print(f"pujax: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    run()

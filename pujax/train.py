@@ -1,0 +1,178 @@
+"""The one training loop: teacher, fine-tuned scorer and student all run through `fit`.
+
+A stage supplies `loss_fn(params, batch_stats, frozen, batch, rng) -> (loss, (batch_stats, metrics))`. Training data is
+either on the device (`data`, indexed inside the step) or comes with every chunk from the host; the order of
+examples is the same. Random numbers are folded from a root key and the step, so a resumed run repeats them.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from pujax.checkpoint import TrainingCheckpoint
+from pujax.config import Config, TrainingConfig
+from pujax.metrics import MetricsLog, Progress
+from pujax.optim import make_optimizer
+from pujax.sharding import check_divisible, is_main_process, replicate, shard_batch
+
+LossFn = Callable[[Any, Any, Any, dict[str, jax.Array], jax.Array], tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]]
+_CALLS_IN_FLIGHT = 2  # enough to hide dispatch; a CPU mesh with unbounded collectives in flight deadlocks
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What training changes. Arrays only: functions and frozen networks stay outside."""
+
+    step: jax.Array  # int32 []
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+
+
+def init_state(variables: Any, tx: optax.GradientTransformation) -> TrainState:
+    """Return step 0 for a module's variables."""
+    params = variables["params"]
+    return TrainState(jnp.zeros((), jnp.int32), params, variables.get("batch_stats", {}), tx.init(params))
+
+
+def variables_of(state: TrainState) -> dict[str, Any]:
+    """Return the variables that a Flax module's `apply` takes."""
+    return {"params": state.params, "batch_stats": state.batch_stats} if state.batch_stats else {"params": state.params}
+
+
+def make_train_steps(loss_fn: LossFn, tx: optax.GradientTransformation, mesh: Mesh) -> Callable[..., Any]:
+    """Build the jitted function that takes several optimiser steps in one dispatch.
+
+    Args:
+        loss_fn: see the module's docstring; `batch` holds the rows of `data` at `index`, and `index` itself.
+        tx: optimiser.
+        mesh: devices; batches are split over its "data" axis.
+
+    Returns:
+        `steps(state, frozen, data, chunk, rng) -> (state, metrics)`: `data` a dict of [N, ...] arrays on the device,
+        `chunk` a dict of [k, batch, ...] arrays with `index`, metrics a dict of [k] arrays. `state` is donated.
+    """
+    batch_sharding = NamedSharding(mesh, P("data"))
+
+    def one_step(frozen: Any, data: Any, rng: jax.Array, state: TrainState, rows: Any) -> tuple[TrainState, Any]:
+        batch = {name: jnp.take(array, rows["index"], axis=0) for name, array in data.items()} | rows
+        batch = jax.lax.with_sharding_constraint(batch, batch_sharding)
+        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        step_rng = jax.random.fold_in(rng, state.step)
+        (loss, (batch_stats, metrics)), grads = grad_fn(state.params, state.batch_stats, frozen, batch, step_rng)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, batch_stats, opt_state), {"loss": loss, **metrics}
+
+    if jax.default_backend() == "cpu":  # inside a loop XLA:CPU runs convolutions four times slower: loop out here
+        return functools.partial(_loop, jax.jit(one_step, donate_argnums=3))
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def steps(state: TrainState, frozen: Any, data: Any, chunk: Any, rng: jax.Array) -> tuple[TrainState, Any]:
+        return jax.lax.scan(functools.partial(one_step, frozen, data, rng), state, chunk)
+
+    return steps
+
+
+def _loop(
+    one_step: Callable[..., Any], state: TrainState, frozen: Any, data: Any, chunk: Any, rng: jax.Array
+) -> tuple[TrainState, Any]:
+    """Take the steps of a chunk one by one; same result as scanning over them."""
+    metrics = []
+    for i in range(chunk["index"].shape[0]):
+        state, step_metrics = one_step(frozen, data, rng, state, {name: rows[i] for name, rows in chunk.items()})
+        metrics.append(step_metrics)
+    return state, jax.tree.map(lambda *values: jnp.stack(values), *metrics)
+
+
+def fit(
+    config: Config,
+    training: TrainingConfig,
+    loss_fn: LossFn,
+    variables: Any,
+    *,
+    images: np.ndarray,
+    columns: dict[str, np.ndarray],
+    make_batches: Callable[..., Iterator[dict[str, np.ndarray]]],
+    frozen: Any,
+    rng: jax.Array,
+    mesh: Mesh,
+    folder: Path,
+    log: MetricsLog,
+    name: str,
+) -> Any:
+    """Train until `training.num_steps`, resuming from the folder's checkpoint where there is one.
+
+    Args:
+        config: for the run's options: where data may live, how often to save and log.
+        training: optimiser, batch size and number of steps.
+        loss_fn: see the module's docstring.
+        variables: the network's at step 0.
+        images: uint8 [N, H, W, C], in memory or mapped from a file.
+        columns: further arrays [N, ...] that `loss_fn` finds in its batch.
+        make_batches: `(images=array or None, steps_per_call=k) -> iterator` over chunks {"index": [k, B], ...}.
+        frozen: arrays that `loss_fn` reads and training leaves alone, such as the teacher's variables.
+        rng: root key.
+        mesh: devices.
+        folder: where checkpoints are kept.
+        log: receives the metrics, averaged between log steps.
+        name: prefix of the metrics and of the progress bar.
+
+    Returns:
+        The variables after the last step, on the host.
+
+    Raises:
+        FloatingPointError: the loss is not finite; the message names the step.
+        ValueError: the batch does not split over the devices.
+    """
+    check_divisible(training.batch_size, mesh, f"{name}.batch_size")
+    on_device = images.nbytes <= config.device_data_mb * 2**20
+    data = replicate(mesh, columns | ({"image": images} if on_device else {}))
+    batches = make_batches(images=None if on_device else images, steps_per_call=training.steps_per_call)
+    tx = make_optimizer(training)
+    steps = make_train_steps(loss_fn, tx, mesh)
+    state = replicate(mesh, init_state(variables, tx))
+    frozen, rng = replicate(mesh, frozen), replicate(mesh, rng)
+    with closing(TrainingCheckpoint(folder, every=config.checkpoint_every)) as checkpoint:
+        state = checkpoint.restore(state, batches)
+        step, pending = int(state.step), []
+        progress = Progress(name, training.num_steps, "step", initial=step, enabled=is_main_process())
+        while step < training.num_steps:
+            chunk = shard_batch(mesh, next(batches), axis=1)
+            state, metrics = steps(state, frozen, data, chunk, rng)
+            pending.append(metrics)
+            if len(pending) > _CALLS_IN_FLIGHT:
+                jax.block_until_ready(pending[-1 - _CALLS_IN_FLIGHT])
+            previous, step = step, step + chunk["index"].shape[0]
+            save_due = step // checkpoint.every > previous // checkpoint.every
+            note = ""
+            if save_due or step >= training.num_steps or step // config.log_every > previous // config.log_every:
+                note = _flush(pending, step, log, name)
+            if save_due:
+                checkpoint.save(step, state, batches)
+            progress.advance(step - previous, note)
+        progress.close()
+    return jax.device_get(variables_of(state))
+
+
+def _flush(pending: list[Any], step: int, log: MetricsLog, name: str) -> str:
+    """Fetch the metrics of the chunks since the last call, check and log them, and empty the list."""
+    fetched = [jax.device_get(metrics) for metrics in pending]
+    pending.clear()
+    joined = {key: np.concatenate([metrics[key] for metrics in fetched]) for key in fetched[0]}
+    broken = np.flatnonzero(~np.isfinite(joined["loss"]))
+    if len(broken):
+        at = step - len(joined["loss"]) + int(broken[0]) + 1
+        raise FloatingPointError(f"{name}: the loss is not finite at step {at}; lower {name}.learning_rate")
+    log.write(step, {f"{name}/{key}": float(np.mean(values)) for key, values in joined.items()})
+    return f"loss {joined['loss'][-1]:.4f}"

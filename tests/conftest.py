@@ -1,0 +1,33 @@
+"""Eight virtual CPU devices, a compile cache shared by all tests, parsed flags (Grain's workers need them)."""
+
+import os
+import tempfile
+from pathlib import Path
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+
+import jax
+import pytest
+from absl import flags
+
+CACHE = Path(tempfile.gettempdir()) / f"pujax_test_cache_{os.getuid()}"
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+from pujax.sharding import configure_backend, make_mesh
+
+configure_backend()
+flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(params=[1, 8], ids=["1 device", "8 devices"])
+def mesh(request):
+    """A mesh over one, then over eight devices."""
+    return make_mesh(jax.devices()[: request.param])
+
+
+@pytest.fixture
+def meshes():
+    """A mesh over one device and one over eight, for comparing the two."""
+    return make_mesh(jax.devices()[:1]), make_mesh(jax.devices())

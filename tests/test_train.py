@@ -1,0 +1,141 @@
+"""The training loop: any device count, any feed, any interruption give the same result."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from pujax.config import Config, DistillConfig
+from pujax.data.batches import index_batches
+from pujax.data.transforms import augment
+from pujax.metrics import MetricsLog
+from pujax.models import create_classifier
+from pujax.sharding import make_mesh
+from pujax.train import fit
+
+
+def make_problem(num_images=96):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (num_images, 32, 32, 3), np.uint8)
+    labels = rng.integers(0, 10, num_images).astype(np.int32)
+    module = create_classifier("cifar_resnet10_w8", 10)
+    variables = module.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
+
+    def loss_fn(params, batch_stats, frozen, batch, rng):
+        pixels = augment(rng, batch["image"], pad=4, flip=True) / 255.0
+        apply = functools.partial(module.apply, train=True, mutable=["batch_stats"])
+        (logits, _), mutated = apply({"params": params, "batch_stats": batch_stats}, pixels)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        return frozen["scale"] * jnp.mean(losses), (mutated["batch_stats"], {})
+
+    return images, labels, variables, loss_fn
+
+
+def train(folder, *, mesh, num_steps=10, scale=1.0, steps_per_call=1, device_data_mb=64, checkpoint_every=1000):
+    images, labels, variables, loss_fn = make_problem()
+    folder.mkdir(exist_ok=True)
+    config = Config(device_data_mb=device_data_mb, checkpoint_every=checkpoint_every, log_every=5)
+    training = DistillConfig(batch_size=32, num_steps=10, learning_rate=0.05, steps_per_call=steps_per_call)
+    if device_data_mb == 0:
+        config.device_data_mb = 0
+    log = MetricsLog(folder, enabled=True)
+    make_batches = functools.partial(index_batches, len(images), training.batch_size, seed=3)
+    if num_steps < training.num_steps:  # as if killed: the stream of batches ends, training does not
+        endless = make_batches
+        make_batches = lambda **feed: Interrupted(endless(**feed), num_steps // steps_per_call)  # noqa: E731
+    return fit(
+        config,
+        training,
+        loss_fn,
+        variables,
+        images=images,
+        columns={"label": labels},
+        make_batches=make_batches,
+        frozen={"scale": np.float32(scale)},
+        rng=jax.random.key(1),
+        mesh=mesh,
+        folder=folder / "checkpoints",
+        log=log,
+        name="test",
+    )
+
+
+class Interrupted:
+    """A batch iterator that fails after some chunks, like a machine that goes away."""
+
+    def __init__(self, batches, chunks):
+        self.batches, self.left = batches, itertools.repeat(None, chunks)
+
+    def __next__(self):
+        if next(self.left, "gone") == "gone":
+            raise InterruptedError
+        return next(self.batches)
+
+    def get_state(self):
+        return self.batches.get_state()
+
+    def set_state(self, state):
+        self.batches.set_state(state)
+
+
+def largest_difference(a, b):
+    return max(np.abs(np.asarray(x) - np.asarray(y)).max() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
+
+
+def test_one_device_equals_eight(tmp_path, meshes):
+    one, eight = (train(tmp_path / str(mesh.size), mesh=mesh) for mesh in meshes)
+    assert largest_difference(one["params"], eight["params"]) < 1e-5
+    assert largest_difference(one["batch_stats"], eight["batch_stats"]) < 1e-5
+    losses = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("1", "8")]
+    parsed = [[float(line.split('"test/loss": ')[1].rstrip("}")) for line in text.splitlines()] for text in losses]
+    np.testing.assert_allclose(*parsed, atol=1e-5)
+    assert len(parsed[0]) == 2
+
+
+def test_two_runs_are_bit_identical(tmp_path):
+    mesh = make_mesh(jax.devices()[:1])
+    first, second = (train(tmp_path / name, mesh=mesh) for name in "ab")
+    assert largest_difference(first, second) == 0
+
+
+def test_resumed_equals_undisturbed_bit_for_bit(tmp_path):
+    mesh = make_mesh(jax.devices()[:1])
+    undisturbed = train(tmp_path / "whole", mesh=mesh)
+    with pytest.raises(InterruptedError):
+        train(tmp_path / "broken", mesh=mesh, num_steps=7, checkpoint_every=3)
+    resumed = train(tmp_path / "broken", mesh=mesh, checkpoint_every=3)
+    assert largest_difference(undisturbed, resumed) == 0
+    replayed = (tmp_path / "broken" / "metrics.jsonl").read_text().splitlines()
+    assert '"step": 6' in "".join(replayed)  # the second run began after step 6, not at 0
+
+
+def test_eight_devices_can_continue_on_one(tmp_path, meshes):
+    one, eight = meshes
+    undisturbed = train(tmp_path / "whole", mesh=eight)
+    with pytest.raises(InterruptedError):
+        train(tmp_path / "broken", mesh=eight, num_steps=7, checkpoint_every=3)
+    resumed = train(tmp_path / "broken", mesh=one, checkpoint_every=3)
+    assert largest_difference(undisturbed, resumed) < 1e-5
+
+
+@pytest.mark.parametrize("feed", [{"device_data_mb": 0}, {"steps_per_call": 5}], ids=["host feed", "5 steps per call"])
+def test_the_feed_does_not_change_the_result(tmp_path, feed):
+    mesh = make_mesh(jax.devices()[:1])
+    plain = train(tmp_path / "plain", mesh=mesh)
+    other = train(tmp_path / "other", mesh=mesh, **feed)
+    assert largest_difference(plain, other) < 1e-6
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path, mesh):
+    with pytest.raises(FloatingPointError, match="test: the loss is not finite at step 1;"):
+        train(tmp_path / "nan", mesh=mesh, scale=np.nan)
+
+
+def test_a_batch_that_does_not_split_is_refused(tmp_path):
+    mesh = make_mesh(jax.devices()[:3])
+    with pytest.raises(ValueError, match="test.batch_size is 32, which does not split over 3 devices"):
+        train(tmp_path / "split", mesh=mesh)
