@@ -25,9 +25,9 @@ def get_config() -> Config:
             test=SourceConfig(kind="embedded", name="test"),
         ),
         teacher=TeacherConfig(model="lenet5", weights="embedded:teacher_lenet5.safetensors"),
-        scorer=ScorerConfig(num_steps=1000, batch_size=320, learning_rate=0.05),
+        scorer=ScorerConfig(num_steps=1000, batch_size=320, learning_rate=0.05, weight_decay=0.1),
         distill=DistillConfig(
-            model="lenet5_half", num_steps=1500, batch_size=128, learning_rate=0.1, flip=True, crop_padding=2
+            model="lenet5_half", num_steps=1000, batch_size=128, learning_rate=0.02, flip=True, crop_padding=2
         ),
         baselines=("labelled_only", "random", "teacher_confidence"),
     )

@@ -86,8 +86,8 @@ class ScorerConfig(TrainingConfig):
     positives_per_batch: int = 64  # fixed share of the batch; 0 draws uniformly from labelled + pool, as released
     pool_sample: int = 100_000  # pool images that the scorer trains on; 0 takes all
     folds: int = 5  # frozen: heads trained crosswise, so that every score used for choosing is held out
-    gate: bool = True  # squeeze-and-excitation gate over the features
-    hidden: int = 64  # width of the head's hidden layer; 0 is linear, as released
+    gate: bool = False  # squeeze-and-excitation gate over the features
+    hidden: int = 0  # width of the head's hidden layer; 0 is linear, as released
     feature_noise: float = 0.1  # frozen: standard deviation of noise on the standardised features
     holdout: float = 0.2  # finetune: share of the positives kept out of training
 

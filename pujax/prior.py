@@ -19,12 +19,12 @@ class PriorEstimate:
     second: float
 
 
-def best_bin(positive: np.ndarray, pool: np.ndarray, *, caution: float = 1.0) -> float:
+def best_bin(positive: np.ndarray, pool: np.ndarray, *, caution: float = 4.0) -> tuple[float, float]:
     """Estimate the class prior by the cleanest top part of the scores (Best Bin Estimation).
 
-    For any score c, F_u(c) / F_p(c) >= pi with F the shares above c, and equality where no negative scores above
-    c. The c is taken that minimises the upper confidence bound
-    (F_u + caution s_u) / (F_p - caution s_p), s the binomial standard errors, so that few positives do not mislead it.
+    For any score c, F_u(c) / F_p(c) >= pi with F the shares scoring at least c, and equality where no negative does.
+    The c is taken that minimises the upper confidence bound (F_u + caution s_u) / (F_p - caution s_p), s the binomial
+    standard errors; a small `caution` falls for a top that is thin by chance and estimates too low.
 
     Args:
         positive: [P] held-out scores of positives.
@@ -32,27 +32,32 @@ def best_bin(positive: np.ndarray, pool: np.ndarray, *, caution: float = 1.0) ->
         caution: standard errors in the bound.
 
     Returns:
-        The estimate, in (0, 1].
+        (estimate in (0, 1], its binomial standard error at the chosen c).
 
     Reference: Garg et al., "Mixture proportion estimation and PU learning: a modern approach", NeurIPS 2021.
-    Note: they bound both shares by Hoeffding's inequality, too wide for a hundred positives.
+    Note: they bound both shares by Hoeffding's inequality, which is too wide for a hundred positives.
     """
     cuts = np.sort(positive)
     share_positive = np.arange(len(cuts), 0, -1) / len(cuts)
     share_pool = 1 - np.searchsorted(np.sort(pool), cuts, "left") / len(pool)
-    error_positive = np.sqrt(np.maximum(share_positive * (1 - share_positive), 1 / len(cuts)) / len(cuts))
-    error_pool = np.sqrt(np.maximum(share_pool * (1 - share_pool), 1 / len(pool)) / len(pool))
-    floor = share_positive - caution * error_positive
-    bound = np.where(floor > 0, (share_pool + caution * error_pool) / np.maximum(floor, 1e-9), np.inf)
-    best = int(np.argmin(bound))
-    return float(np.clip(share_pool[best] / share_positive[best], 1 / len(pool), 1.0))
+    error_positive, error_pool = _binomial_error(share_positive, len(cuts)), _binomial_error(share_pool, len(pool))
+    floor = np.maximum(share_positive - caution * error_positive, 1e-9)
+    best = int(np.argmin((share_pool + caution * error_pool) / floor))
+    estimate = float(np.clip(share_pool[best] / share_positive[best], 1 / len(pool), 1.0))
+    relative = np.hypot(error_positive / share_positive, error_pool / np.maximum(share_pool, 1 / len(pool)))
+    return estimate, float(estimate * relative[best])
+
+
+def _binomial_error(share: np.ndarray, count: int) -> np.ndarray:
+    """Return standard errors of shares observed in `count` draws; never less than one draw's worth."""
+    return np.sqrt(np.maximum(share * (1 - share), 1 / count) / count)
 
 
 def density_ratio(positive: np.ndarray, pool: np.ndarray, *, grid_size: int = 200) -> float:
     """Estimate the class prior as the smallest ratio of the pool's to the positives' score density.
 
-    Densities are Gaussian kernel estimates on ranks of the pool's scores; the minimum is taken where a tenth of the
-    positives or more score at least as high, and smoothed by a running median.
+    Densities are Gaussian kernel estimates with one bandwidth, compared between the 10th and the 95th percentile of the
+    positives; the 5th percentile of the ratio stands for its minimum, which noise would pull down.
 
     Args:
         positive: [P] held-out scores.
@@ -66,7 +71,7 @@ def density_ratio(positive: np.ndarray, pool: np.ndarray, *, grid_size: int = 20
     """
     low, high = np.quantile(positive, [0.1, 0.95])
     if high <= low:
-        return best_bin(positive, pool)
+        return best_bin(positive, pool)[0]
     grid = np.linspace(low, high, grid_size)
     bandwidth = gaussian_kde(positive).factor * positive.std()
     ratio = _density(pool, grid, bandwidth) / _density(positive, grid, bandwidth)
@@ -81,22 +86,24 @@ def _density(scores: np.ndarray, grid: np.ndarray, bandwidth: float) -> np.ndarr
 
 
 def estimate_class_prior(
-    positive: np.ndarray, pool: np.ndarray, *, seed: int, num_resamples: int = 200, confidence: float = 0.95
+    positive: np.ndarray, pool: np.ndarray, *, seed: int, num_resamples: int = 100
 ) -> PriorEstimate:
-    """Return `best_bin` with a bootstrap interval, and `density_ratio` as a cross-check.
+    """Return `best_bin` with a 95 % interval, and `density_ratio` as a cross-check.
+
+    The interval is the estimate plus or minus 1.96 standard errors: the larger of the bootstrap's, in which each
+    resample of positives and pool chooses its own c, and the binomial one.
 
     Args:
         positive: [P] held-out scores of positives.
         pool: [U] held-out scores of the unlabelled.
         seed: of the bootstrap.
-        num_resamples: of positives and pool, both with replacement; each resample chooses its own cut.
-        confidence: of the interval.
+        num_resamples: of the bootstrap.
     """
     rng = np.random.default_rng(seed)
-    estimate = best_bin(positive, pool)
+    estimate, error = best_bin(positive, pool)
     resampled = [
-        best_bin(rng.choice(positive, len(positive)), rng.choice(pool, len(pool))) for _ in range(num_resamples)
+        best_bin(rng.choice(positive, len(positive)), rng.choice(pool, len(pool)))[0] for _ in range(num_resamples)
     ]
-    tail = (1 - confidence) / 2
-    lo, hi = np.quantile(resampled, [tail, 1 - tail])
-    return PriorEstimate(estimate, float(lo), float(hi), density_ratio(positive, pool))
+    half = 1.96 * max(error, float(np.std(resampled)))
+    lo, hi = max(estimate - half, 0.0), min(estimate + half, 1.0)
+    return PriorEstimate(estimate, lo, hi, density_ratio(positive, pool))

@@ -141,7 +141,7 @@ def fit(
     batches = make_batches(images=None if on_device else images, steps_per_call=training.steps_per_call)
     tx = make_optimizer(training)
     steps = make_train_steps(loss_fn, tx, mesh)
-    state = replicate(mesh, init_state(variables, tx))
+    state = jax.tree.map(jnp.copy, replicate(mesh, init_state(variables, tx)))  # for it is donated
     frozen, rng = replicate(mesh, frozen), replicate(mesh, rng)
     with closing(TrainingCheckpoint(folder, every=config.checkpoint_every)) as checkpoint:
         state = checkpoint.restore(state, batches)

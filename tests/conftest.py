@@ -15,7 +15,7 @@ CACHE = Path(tempfile.gettempdir()) / f"pujax_test_cache_{os.getuid()}"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
-from pujax.sharding import configure_backend, make_mesh
+from pujax.sharding import configure_backend, make_mesh  # noqa: E402 - after the flags above
 
 configure_backend()
 flags.FLAGS.mark_as_parsed()

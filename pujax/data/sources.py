@@ -6,6 +6,7 @@ A source says how many images there are and reads any of them, as uint8 at the s
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -264,24 +265,24 @@ def _open_tfds(config: SourceConfig, data: DataConfig, labelled: bool) -> TFDSSo
     import tensorflow_datasets as tfds  # slow to import, and only this source needs it
 
     where = f"TFDS {config.name!r}, split {config.split!r}"
-    options = {"data_dir": config.path or None, "download": False, "builder_kwargs": {"file_format": "array_record"}}
+    builder_options = {"file_format": "array_record"}
+    decoders = {"image": tfds.decode.SkipDecoding()}
     try:
         records = tfds.data_source(
-            config.name, split=config.split, decoders={"image": tfds.decode.SkipDecoding()}, **options
+            config.name,
+            split=config.split,
+            data_dir=config.path or None,
+            download=False,
+            decoders=decoders,
+            builder_kwargs=builder_options,
         )
-        labels = np.array([r["label"] for r in _labels_only(tfds, config, options)], np.int32) if labelled else None
-    except (
-        AssertionError,
-        FileNotFoundError,
-        NotImplementedError,
-        ValueError,
-        tfds.core.DatasetNotFoundError,
-    ) as error:
+    except (AssertionError, FileNotFoundError, KeyError, NotImplementedError, tfds.core.DatasetNotFoundError) as error:
         raise ValueError(
             f"{where} is not prepared as ArrayRecord; on a machine with network and TensorFlow run "
             f"`tfds build {config.name} --file_format=array_record`, then give its data_dir as the source's path "
             f"({type(error).__name__})"
         ) from error
+    labels = np.concatenate(list(_read_labels(records))) if labelled else None
     return TFDSSource(
         name=f"{config.name}/{config.split}",
         data=records,
@@ -293,11 +294,11 @@ def _open_tfds(config: SourceConfig, data: DataConfig, labelled: bool) -> TFDSSo
     )
 
 
-def _labels_only(tfds: Any, config: SourceConfig, options: dict[str, Any]) -> Any:
-    """Return records without their images, which are not read."""
-    return tfds.data_source(
-        config.name, split=config.split, decoders=tfds.decode.PartialDecoding({"label": True}), **options
-    )
+def _read_labels(records: Any, batch_size: int = 4096) -> Iterator[np.ndarray]:
+    """Yield the labels of all records; the images beside them are read but not decoded."""
+    for start in range(0, len(records), batch_size):
+        batch = records.__getitems__(list(range(start, min(start + batch_size, len(records)))))
+        yield np.array([record["label"] for record in batch], np.int32)
 
 
 def read_or_fail(source: ImageSource, indices: np.ndarray, what: str) -> np.ndarray:

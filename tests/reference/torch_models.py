@@ -1,0 +1,116 @@
+"""The networks as PyTorch modules, written from their papers' and repositories' descriptions."""
+
+import numpy as np
+import torch
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self, inside, width, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inside, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.project = stride != 1 or inside != width
+        if self.project:
+            self.shortcut_conv = nn.Conv2d(inside, width, 1, stride, bias=False)
+            self.shortcut_bn = nn.BatchNorm2d(width)
+
+    def forward(self, x):
+        y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        return torch.relu(y + (self.shortcut_bn(self.shortcut_conv(x)) if self.project else x))
+
+
+class ResNet(nn.Module):
+    def __init__(self, num_classes, stage_sizes, width=64, imagenet_stem=False):
+        super().__init__()
+        self.imagenet_stem = imagenet_stem
+        self.conv1 = (
+            nn.Conv2d(3, width, 7, 2, 3, bias=False) if imagenet_stem else nn.Conv2d(3, width, 3, 1, 1, bias=False)
+        )
+        self.bn1 = nn.BatchNorm2d(width)
+        inside, self.stages = width, []
+        for i, size in enumerate(stage_sizes):
+            blocks = []
+            for j in range(size):
+                name, outside = f"layer{i + 1}_{j}", width * 2**i
+                self.add_module(name, Block(inside, outside, 2 if i and not j else 1))
+                blocks.append(name)
+                inside = outside
+            self.stages.append(blocks)
+        self.linear = nn.Linear(inside, num_classes)
+
+    def forward(self, x):
+        x = torch.relu(self.bn1(self.conv1(x)))
+        if self.imagenet_stem:
+            x = nn.functional.max_pool2d(x, 3, 2, 1)
+        features = []
+        for blocks in self.stages:
+            for name in blocks:
+                x = getattr(self, name)(x)
+            features.append(x.mean((2, 3)))
+        return self.linear(features[-1]), features
+
+
+class LeNet(nn.Module):
+    def __init__(self, num_classes, channels=1, widths=(6, 16, 120, 84)):
+        super().__init__()
+        a, b, c, d = widths
+        self.conv1, self.conv2, self.conv3 = nn.Conv2d(channels, a, 5), nn.Conv2d(a, b, 5), nn.Conv2d(b, c, 5)
+        self.fc1, self.linear = nn.Linear(c, d), nn.Linear(d, num_classes)
+
+    def forward(self, x):
+        a = nn.functional.max_pool2d(torch.relu(self.conv1(x)), 2)
+        b = nn.functional.max_pool2d(torch.relu(self.conv2(a)), 2)
+        c = torch.relu(self.conv3(b))
+        d = torch.relu(self.fc1(c.mean((2, 3))))
+        return self.linear(d), [a.mean((2, 3)), b.mean((2, 3)), c.mean((2, 3)), d]
+
+
+class PUHead(nn.Module):
+    def __init__(self, channels, reduction=16):
+        super().__init__()
+        self.squeeze = nn.Linear(channels, channels // reduction, bias=False)
+        self.excite = nn.Linear(channels // reduction, channels, bias=False)
+        self.linear = nn.Linear(channels, 1)
+
+    def forward(self, features):
+        x = torch.cat(features, 1)
+        gate = torch.sigmoid(self.excite(torch.relu(self.squeeze(x))))
+        return self.linear(x * gate)[:, 0]
+
+
+def randomize(module, seed):
+    """Give every BatchNorm scales, shifts and running statistics that are not their trivial defaults."""
+    torch.manual_seed(seed)
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.weight.data.uniform_(0.5, 1.5)
+            layer.bias.data.normal_(0, 0.2)
+            layer.running_mean.normal_(0, 0.3)
+            layer.running_var.uniform_(0.5, 2)
+    return module
+
+
+def flax_variables(module):
+    """Return the module's weights as Flax variables; names are equal, kernels transposed."""
+    params, stats = {}, {}
+    for name, layer in module.named_modules():
+        parts = name.split(".") if name else []
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            weight = layer.weight.detach().numpy()
+            leaf = {"kernel": weight.transpose(2, 3, 1, 0) if weight.ndim == 4 else weight.T}
+            if layer.bias is not None:
+                leaf["bias"] = layer.bias.detach().numpy()
+            _put(params, parts, leaf)
+        elif isinstance(layer, nn.BatchNorm2d):
+            _put(params, parts, {"scale": layer.weight.detach().numpy(), "bias": layer.bias.detach().numpy()})
+            _put(stats, parts, {"mean": layer.running_mean.numpy(), "var": layer.running_var.numpy()})
+    return {"params": params, "batch_stats": stats} if stats else {"params": params}
+
+
+def _put(tree, parts, leaf):
+    for part in parts[:-1]:
+        tree = tree.setdefault(part, {})
+    tree[parts[-1]] = {name: np.array(value) for name, value in leaf.items()}

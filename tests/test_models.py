@@ -1,0 +1,160 @@
+"""Networks against PyTorch: sizes, forward passes, running statistics and an SGD trajectory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from reference import torch_models
+
+from pujax.config import DistillConfig
+from pujax.metrics import num_params
+from pujax.models import CLASSIFIERS, PUScorer, create_classifier
+from pujax.optim import make_optimizer
+from pujax.train import init_state
+
+SIZES = {
+    ("lenet5", 10, 1): 61_706,
+    ("lenet5_half", 10, 1): 15_738,
+    ("cifar_resnet18", 10, 3): 11_173_962,
+    ("cifar_resnet34", 10, 3): 21_282_122,
+    ("resnet18", 1000, 3): 11_689_512,
+    ("resnet34", 1000, 3): 21_797_672,
+    ("resnet50", 1000, 3): 25_557_032,
+    ("mobilenet_v2", 1000, 3): 3_504_872,
+}
+
+
+def abstract_variables(name, classes=10, channels=3, size=32):
+    module = create_classifier(name, classes)
+    image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
+    return module, jax.eval_shape(lambda rng, x: module.init(rng, x, train=False), jax.random.key(0), image)
+
+
+@pytest.mark.parametrize(("name", "classes", "channels"), SIZES)
+def test_parameter_counts(name, classes, channels):
+    assert num_params(abstract_variables(name, classes, channels)[1]) == SIZES[name, classes, channels]
+
+
+def test_the_released_scorer_has_21_393_153_parameters():
+    _, backbone = abstract_variables("cifar_resnet34")
+    features = tuple(jnp.zeros((1, width)) for width in (64, 128, 256, 512))
+    head = PUScorer(gate=True).init(jax.random.key(0), features)
+    assert num_params(backbone) - (512 * 10 + 10) + num_params(head) == 21_393_153
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_every_classifier_returns_logits_and_pooled_features(name):
+    channels = 1 if "lenet" in name else 3
+    module, variables = abstract_variables(name, 7, channels, 64)
+    image = jax.ShapeDtypeStruct((2, 64, 64, channels), jnp.float32)
+    logits, features = jax.eval_shape(lambda v, x: module.apply(v, x, train=False), variables, image)
+    assert logits.shape == (2, 7) and logits.dtype == jnp.float32
+    assert len(features) >= 4
+    assert all(f.shape[0] == 2 and f.ndim == 2 and f.dtype == jnp.float32 for f in features)
+
+
+REFERENCES = {
+    "cifar_resnet10_w8": (lambda: torch_models.ResNet(10, (1, 1, 1, 1), 8), 32, 3),
+    "cifar_resnet18": (lambda: torch_models.ResNet(10, (2, 2, 2, 2)), 32, 3),
+    "cifar_resnet34": (lambda: torch_models.ResNet(10, (3, 4, 6, 3)), 32, 3),
+    "resnet18": (lambda: torch_models.ResNet(10, (2, 2, 2, 2), imagenet_stem=True), 64, 3),
+    "resnet34": (lambda: torch_models.ResNet(10, (3, 4, 6, 3), imagenet_stem=True), 64, 3),
+    "lenet5": (lambda: torch_models.LeNet(10), 32, 1),
+    "lenet5_half": (lambda: torch_models.LeNet(10, widths=(3, 8, 60, 42)), 32, 1),
+}
+
+
+def close(actual, expected, tolerance=1e-4):
+    """Relative to the largest entry, so that entries near zero do not decide."""
+    expected = np.asarray(expected)
+    assert np.abs(np.asarray(actual) - expected).max() <= tolerance * np.abs(expected).max()
+
+
+def pair(name, seed=0):
+    make, size, channels = REFERENCES[name]
+    torch.manual_seed(seed)
+    reference = torch_models.randomize(make(), seed)
+    images = np.random.default_rng(seed).normal(size=(8, size, size, channels)).astype(np.float32)
+    return reference, create_classifier(name, 10), torch_models.flax_variables(reference), images
+
+
+def nchw(images):
+    return torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_forward_pass_equals_pytorch(name):
+    reference, module, variables, images = pair(name)
+    with torch.no_grad():
+        expected, expected_features = reference.eval()(nchw(images))
+    logits, features = jax.jit(lambda v, x: module.apply(v, x, train=False))(variables, images)
+    close(logits, expected)
+    for feature, other in zip(features, expected_features, strict=True):
+        close(feature, other)
+
+
+def test_scorer_head_equals_pytorch():
+    torch.manual_seed(0)
+    reference = torch_models.PUHead(96)
+    features = [np.random.default_rng(i).normal(size=(5, width)).astype(np.float32) for i, width in enumerate((32, 64))]
+    with torch.no_grad():
+        expected = reference([torch.from_numpy(f) for f in features])
+    variables = torch_models.flax_variables(reference)
+    close(PUScorer(gate=True).apply(variables, tuple(features)), expected, 1e-5)
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet10_w8", "cifar_resnet18"])
+def test_three_sgd_steps_and_running_statistics_equal_pytorch(name):
+    reference, module, variables, images = pair(name)
+    labels = np.arange(8) % 10
+    # A small step: float32 rounding differs between the frameworks and grows along the trajectory.
+    optimizer = torch.optim.SGD(reference.parameters(), 0.0005, momentum=0.9, weight_decay=5e-3)
+    tx = make_optimizer(DistillConfig(learning_rate=0.0005, momentum=0.9, weight_decay=5e-3, schedule="constant"))
+    state = init_state(variables, tx)
+
+    @jax.jit
+    def step(state):
+        def loss_fn(params):
+            inputs = {"params": params, "batch_stats": state.batch_stats}
+            (logits, _), mutated = module.apply(inputs, images, train=True, mutable=["batch_stats"])
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            return losses.mean(), mutated["batch_stats"]
+
+        (loss, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        return state.replace(
+            params=optax.apply_updates(state.params, updates), batch_stats=stats, opt_state=opt_state
+        ), loss
+
+    reference.train()
+    for _ in range(3):
+        optimizer.zero_grad()
+        expected = torch.nn.functional.cross_entropy(reference(nchw(images))[0], torch.from_numpy(labels))
+        expected.backward()
+        optimizer.step()
+        state, loss = step(state)
+        assert float(loss) == pytest.approx(expected.item(), rel=1e-4)
+    after = torch_models.flax_variables(reference)
+    jax.tree.map(close, state.batch_stats, after["batch_stats"])
+    jax.tree.map(close, state.params, after["params"])
+
+
+def test_what_a_model_cannot_take_is_refused():
+    with pytest.raises(ValueError, match="did you mean 'cifar_resnet18'"):
+        create_classifier("cifar_resnet_18", 10)
+    with pytest.raises(ValueError, match=r"at least 32x32 pixels"):
+        abstract_variables("lenet5", channels=1, size=28)
+
+
+def test_bfloat16_computes_narrow_and_keeps_wide():
+    module = create_classifier("cifar_resnet10_w8", 10, dtype=jnp.bfloat16)
+    images = jax.random.normal(jax.random.key(1), (4, 32, 32, 3))
+    variables = module.init(jax.random.key(0), images, train=False)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
+    (logits, _), mutated = module.apply(variables, images, train=True, mutable=["batch_stats"])
+    wide, _ = create_classifier("cifar_resnet10_w8", 10).apply(variables, images, train=True, mutable=["batch_stats"])
+    assert logits.dtype == jnp.float32
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(mutated))
+    assert 0 < np.abs(logits - wide[0]).max() < 0.1

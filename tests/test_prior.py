@@ -1,0 +1,47 @@
+"""The class prior from held-out scores of known mixtures."""
+
+import numpy as np
+import pytest
+
+from pujax.prior import best_bin, density_ratio, estimate_class_prior
+
+RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
+
+
+def mixture(seed, rate, *, hard, num_pool=20_000, num_positive=100):
+    """Scores with negatives of two kinds; `hard`: a tenth of the positives lie deep among the negatives."""
+    rng = np.random.default_rng(seed)
+
+    def positives(n):
+        scores = 2.5 - rng.exponential(0.7, n)
+        return np.where(rng.random(n) < 0.1, rng.normal(-1, 1, n), scores) if hard else scores
+
+    k = round(rate * num_pool)
+    n = num_pool - k
+    negatives = np.where(rng.random(n) < 0.3, rng.normal(-0.7, 0.5, n), rng.normal(-2.2, 0.7, n))
+    return positives(num_positive), np.concatenate([positives(k), negatives])
+
+
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("hard", [False, True])
+def test_estimate_and_interval(rate, hard):
+    estimates = [estimate_class_prior(*mixture(seed, rate, hard=hard), seed=0, num_resamples=20) for seed in range(10)]
+    errors = [abs(estimate.class_prior - rate) for estimate in estimates]
+    assert np.mean(errors) < 0.01 + 0.05 * rate
+    assert max(errors) < (0.04 if hard and rate == 0.2 else 0.02)
+    assert sum(estimate.lo <= rate <= estimate.hi for estimate in estimates) >= 8
+    assert np.mean([abs(estimate.second - rate) for estimate in estimates]) < 0.005 + 0.2 * rate
+
+
+def test_an_overlapping_pool_gives_an_upper_bound():
+    rng = np.random.default_rng(0)
+    pool = rng.normal(0, 1, 10_000)
+    estimate, _ = best_bin(rng.normal(0.2, 1, 200), pool)
+    assert 0.4 < estimate <= 1  # nearly the whole pool could be positive
+
+
+def test_equal_scores_do_not_divide_by_zero():
+    flat = np.zeros(50)
+    assert best_bin(flat, np.zeros(500))[0] == 1
+    assert density_ratio(flat, np.zeros(500)) == 1
+    assert best_bin(np.ones(50), np.zeros(500))[0] == 1 / 500
