@@ -29,7 +29,14 @@ def get_config() -> Config:
         teacher=TeacherConfig(
             model="cifar_resnet34", num_steps=78_000, batch_size=128, learning_rate=0.1, crop_padding=4, flip=True
         ),
-        scorer=ScorerConfig(num_steps=2000, batch_size=512, learning_rate=0.05),
+        scorer=ScorerConfig(
+            num_steps=1000,
+            batch_size=512,
+            positives_per_batch=128,
+            learning_rate=0.05,
+            weight_decay=0.02,
+            hidden=64,
+        ),
         mining=MiningConfig(batch_size=4096, shard_size=100_000),
         distill=DistillConfig(
             model="cifar_resnet18", num_steps=20_000, batch_size=512, learning_rate=0.2, crop_padding=4, flip=True

@@ -27,7 +27,13 @@ def get_config() -> Config:
         teacher=TeacherConfig(model="lenet5", weights="embedded:teacher_lenet5.safetensors"),
         scorer=ScorerConfig(num_steps=1000, batch_size=320, learning_rate=0.05, weight_decay=0.1),
         distill=DistillConfig(
-            model="lenet5_half", num_steps=1000, batch_size=128, learning_rate=0.02, flip=True, crop_padding=2
+            model="lenet5_half",
+            num_steps=1200,
+            batch_size=128,
+            learning_rate=0.0075,
+            warmup_steps=100,
+            temperature=2.0,
+            flip=True,
         ),
         baselines=("labelled_only", "random", "teacher_confidence"),
     )

@@ -1,7 +1,7 @@
 """Losses as pure functions of logits: positive-unlabelled risks and robust knowledge distillation.
 
-Everything is computed in float32. PU risks see one batch of `pu_logits` with a mask `labelled`; the labelled images are the
-positives P, the others the unlabelled U. Means are over the whole (global) batch, never over per-device parts.
+Everything is computed in float32. PU risks see one batch of `pu_logits` with a mask `labelled`; the labelled images
+are the positives P, the others the unlabelled U. Means are over the whole (global) batch, never over per-device parts.
 """
 
 from collections.abc import Callable

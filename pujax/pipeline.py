@@ -28,13 +28,15 @@ from pujax.sharding import barrier, is_main_process, make_mesh
 STAGES = ("teacher", "scorer", "mine", "distill", "baselines")
 
 # What a stage's own work depends on; it depends on everything before it as well.
+_DATA_FIELDS = tuple(
+    f"data.{name}" for name in ("num_classes", "image_size", "channels", "mean", "std", "full.", "test.")
+)
 _FIELDS = {
-    "teacher": ("seed", "compute_dtype", "teacher.", "data.num_classes", "data.image_size", "data.channels", "data.mean",
-                "data.std", "data.full.", "data.test."),
+    "teacher": ("seed", "compute_dtype", "teacher.", *_DATA_FIELDS),
     "scorer": ("scorer.", "data.labelled.", "data.pool."),
     "mine": ("mining.",),
     "distill": ("distill.",),
-}  # fmt: skip
+}
 _SOURCES = {"teacher": ("full", "test"), "scorer": ("labelled", "pool")}
 _BEFORE = {
     "teacher": (),

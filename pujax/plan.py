@@ -17,7 +17,7 @@ from pujax.mining import shard_ranges
 from pujax.optim import make_optimizer
 from pujax.sharding import check_divisible, make_mesh
 from pujax.teacher import image_shape, init_classifier, load_classifier, weights_path
-from pujax.train import init_state, make_train_steps
+from pujax.train import init_state, make_train_step
 
 
 def describe(config: Config, workdir: Path, stages: tuple[str, ...]) -> str:
@@ -58,15 +58,15 @@ def _describe_distill_step(config: Config, mesh: Any) -> str:
         teacher, teacher_variables = init_classifier(config, config.teacher.model, jax.random.key(0))
     student, variables = init_classifier(config, config.distill.model, jax.random.key(0))
     tx = make_optimizer(config.distill)
-    steps = make_train_steps(make_distill_loss(config, student, teacher), tx, mesh)
+    step = jax.jit(make_train_step(make_distill_loss(config, student, teacher), tx, mesh))
     state = jax.eval_shape(functools.partial(init_state, tx=tx), variables)
-    batch = (1, config.distill.batch_size)
-    chunk = {
+    batch = (config.distill.batch_size,)
+    rows = {
         "index": jax.ShapeDtypeStruct(batch, jnp.int32),
         "image": jax.ShapeDtypeStruct((*batch, *image_shape(config)), jnp.uint8),
         "label": jax.ShapeDtypeStruct(batch, jnp.int32),
     }
     frozen = {"teacher": teacher_variables, "class_weights": jnp.ones((1, config.data.num_classes))}
-    memory = steps.lower(state, frozen, {}, chunk, jax.random.key(0)).compile().memory_analysis()
+    memory = step.lower(frozen, {}, jax.random.key(0), state, rows).compile().memory_analysis()
     size = (memory.temp_size_in_bytes + memory.argument_size_in_bytes) if memory else math.nan
     return f"distill: {config.teacher.model} -> {config.distill.model}, {size / 2**20:.0f} MiB a device for one step"

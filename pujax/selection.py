@@ -47,7 +47,7 @@ def select_class_balanced(table: ScoreTable, budget: int) -> np.ndarray:
 
 
 def _fill_evenly(capacities: np.ndarray, total: int) -> np.ndarray:
-    """Return int64 quotas <= capacities that sum to `total` and are as equal as can be; remainders go first to low k."""
+    """Return quotas <= capacities that sum to `total` and are as equal as can be; remainders go to low k first."""
     quotas = np.zeros_like(capacities)
     while total > 0:
         free = np.flatnonzero(quotas < capacities)

@@ -50,8 +50,8 @@ def variables_of(state: TrainState) -> dict[str, Any]:
     return {"params": state.params, "batch_stats": state.batch_stats} if state.batch_stats else {"params": state.params}
 
 
-def make_train_steps(loss_fn: LossFn, tx: optax.GradientTransformation, mesh: Mesh) -> Callable[..., Any]:
-    """Build the jitted function that takes several optimiser steps in one dispatch.
+def make_train_step(loss_fn: LossFn, tx: optax.GradientTransformation, mesh: Mesh) -> Callable[..., Any]:
+    """Build one optimiser step, not compiled.
 
     Args:
         loss_fn: see the module's docstring; `batch` holds the rows of `data` at `index`, and `index` itself.
@@ -59,12 +59,12 @@ def make_train_steps(loss_fn: LossFn, tx: optax.GradientTransformation, mesh: Me
         mesh: devices; batches are split over its "data" axis.
 
     Returns:
-        `steps(state, frozen, data, chunk, rng) -> (state, metrics)`: `data` a dict of [N, ...] arrays on the device,
-        `chunk` a dict of [k, batch, ...] arrays with `index`, metrics a dict of [k] arrays. `state` is donated.
+        `step(frozen, data, rng, state, rows) -> (state, metrics)`: `data` a dict of [N, ...] arrays on the device,
+        `rows` a dict of [batch, ...] arrays with `index`, metrics a dict of scalars.
     """
     batch_sharding = NamedSharding(mesh, P("data"))
 
-    def one_step(frozen: Any, data: Any, rng: jax.Array, state: TrainState, rows: Any) -> tuple[TrainState, Any]:
+    def step(frozen: Any, data: Any, rng: jax.Array, state: TrainState, rows: Any) -> tuple[TrainState, Any]:
         batch = {name: jnp.take(array, rows["index"], axis=0) for name, array in data.items()} | rows
         batch = jax.lax.with_sharding_constraint(batch, batch_sharding)
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
@@ -74,6 +74,17 @@ def make_train_steps(loss_fn: LossFn, tx: optax.GradientTransformation, mesh: Me
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, batch_stats, opt_state), {"loss": loss, **metrics}
 
+    return step
+
+
+def make_train_steps(loss_fn: LossFn, tx: optax.GradientTransformation, mesh: Mesh) -> Callable[..., Any]:
+    """Build the compiled function that takes several optimiser steps, in one dispatch on accelerators.
+
+    Returns:
+        `steps(state, frozen, data, chunk, rng) -> (state, metrics)`, as `make_train_step` but with `chunk` a dict of
+        [k, batch, ...] arrays and metrics of [k]. `state` is donated.
+    """
+    one_step = make_train_step(loss_fn, tx, mesh)
     if jax.default_backend() == "cpu":  # inside a loop XLA:CPU runs convolutions four times slower: loop out here
         return functools.partial(_loop, jax.jit(one_step, donate_argnums=3))
 

@@ -111,7 +111,7 @@ def test_a_flat_folder_is_a_pool_but_not_labelled(tmp_path):
     for i in range(3):
         picture(seed=i).save(tmp_path / f"{i}.png")
     assert len(open_source(folder(tmp_path), DATA, labelled=False)) == 3
-    with pytest.raises(ValueError, match="has no labels; a labelled source needs one folder a class"):
+    with pytest.raises(ValueError, match=r"has no labels; a labelled source needs one folder a class"):
         open_source(folder(tmp_path), DATA)
 
 
@@ -120,7 +120,7 @@ def test_wrong_class_counts_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"2 class folders \(cat, dog, ...\), but data.num_classes is 5"):
         open_source(folder(tmp_path), DataConfig(num_classes=5, image_size=16))
     np.savez(tmp_path / "a.npz", images=np.zeros((4, 16, 16, 3), np.uint8), labels=[0, 1, 2, 7])
-    with pytest.raises(ValueError, match="labels 0 to 7, but data.num_classes is 2"):
+    with pytest.raises(ValueError, match=r"labels 0 to 7, but data.num_classes is 2"):
         open_source(SourceConfig(kind="array", path=str(tmp_path / "a.npz")), DATA)
 
 
@@ -174,7 +174,7 @@ def test_embedded_sets_are_whole():
     assert np.bincount(labelled.labels).tolist() == [10] * 10
     assert np.bincount(test.labels).tolist() == [1000] * 10
     assert len(pool) == 30_000 and pool.truth.mean() == 0.05 and pool.labels is None
-    with pytest.raises(FileNotFoundError, match="nothing embedded is called 'tset.npz.xz'"):
+    with pytest.raises(FileNotFoundError, match=r"nothing embedded is called 'tset.npz.xz'"):
         open_source(SourceConfig(kind="embedded", name="tset"), data)
 
 

@@ -136,5 +136,5 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path, me
 
 def test_a_batch_that_does_not_split_is_refused(tmp_path):
     mesh = make_mesh(jax.devices()[:3])
-    with pytest.raises(ValueError, match="test.batch_size is 32, which does not split over 3 devices"):
+    with pytest.raises(ValueError, match=r"test.batch_size is 32, which does not split over 3 devices"):
         train(tmp_path / "split", mesh=mesh)

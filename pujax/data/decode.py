@@ -7,6 +7,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
 _MODES = {1: "L", 3: "RGB"}
+_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 
 
 def decode(data: bytes, *, size: int, channels: int) -> np.ndarray | None:
@@ -15,6 +16,7 @@ def decode(data: bytes, *, size: int, channels: int) -> np.ndarray | None:
     EXIF rotation is applied; transparency is laid on black; JPEG is decoded at reduced scale where that suffices.
     """
     try:
+        _check_whole(data)
         with Image.open(io.BytesIO(data)) as image:
             image.draft(_MODES[channels], (size, size))
             image.load()  # raises on truncated data
@@ -23,8 +25,24 @@ def decode(data: bytes, *, size: int, channels: int) -> np.ndarray | None:
         return None
 
 
+def _check_whole(data: bytes) -> None:
+    """Raise on damage that Pillow's decoders pass over, such as a tail of zeros from a download that broke off."""
+    if data.startswith(_PNG):
+        Image.open(io.BytesIO(data)).verify()  # checksums
+    elif data.startswith(_JPEG) and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
+        raise ValueError("no end of image after the last scan; scan data cannot hold either marker")
+
+
 def to_mode(image: Image.Image, channels: int) -> Image.Image:
-    """Return the image as grey or RGB; transparent parts become black."""
+    """Return the image as grey or RGB; transparent parts become black.
+
+    Raises:
+        ValueError: the range of the pixels is not known (32-bit integers, floats).
+    """
+    if image.mode.startswith("I;16"):  # convert() would clip to white what is brighter than 255 of 65535
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode} have no known range")
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)

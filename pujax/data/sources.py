@@ -6,7 +6,9 @@ A source says how many images there are and reads any of them, as uint8 at the s
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,7 +84,8 @@ class FolderSource:
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Decode in threads; Pillow releases the GIL while it does."""
-        return _stack(_DECODERS.map(self._decode, indices), self.size, self.channels)
+        shape = (len(indices), self.size, self.size, self.channels)
+        return _stack(_DECODERS.map(self._decode, indices), shape)
 
     def _decode(self, index: int) -> np.ndarray | None:
         try:
@@ -115,17 +118,19 @@ class TFDSSource:
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Read whole batches of records, then decode the files in threads."""
         records = self.data.__getitems__([int(i) for i in self.rows[indices]])
-        return _stack(_DECODERS.map(self._decode, records), self.size, self.channels)
+        shape = (len(indices), self.size, self.size, self.channels)
+        return _stack(_DECODERS.map(self._decode, records), shape)
 
     def _decode(self, record: dict[str, Any]) -> np.ndarray | None:
         return decode(record["image"], size=self.size, channels=self.channels)
 
 
-def _stack(images: Any, size: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    decoded = list(images)
-    empty = np.zeros((size, size, channels), np.uint8)
-    readable = np.array([image is not None for image in decoded], bool)
-    return np.stack([empty if image is None else image for image in decoded]), readable
+def _stack(images: Iterable[np.ndarray | None], shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    stacked, readable = np.zeros(shape, np.uint8), np.zeros(shape[0], bool)
+    for i, image in enumerate(images):
+        if image is not None:
+            stacked[i], readable[i] = image, True
+    return stacked, readable
 
 
 def open_source(config: SourceConfig, data: DataConfig, *, labelled: bool = True) -> ImageSource:
@@ -137,12 +142,17 @@ def open_source(config: SourceConfig, data: DataConfig, *, labelled: bool = True
         labelled: whether labels are needed; a pool is opened with False, and then has none.
 
     Raises:
-        ValueError: labels are missing, or do not fit `data.num_classes`, or the dataset is not prepared.
+        ValueError: labels are missing, or do not fit `data.num_classes`; the dataset is not prepared; the file is not
+            what it should be; `per_class` is set where there are no labels.
         FileNotFoundError: there is no such file or folder.
     """
     opened = {"embedded": _open_embedded, "array": _open_array, "folder": _open_folder, "tfds": _open_tfds}
     if config.kind not in opened:
         raise ValueError("a data source that this stage needs is not set; give --config.data.<part>.kind and .path")
+    if config.per_class and not labelled:
+        raise ValueError(
+            f"per_class is {config.per_class} for {_where(config)}, which is read without labels; use limit"
+        )
     source = opened[config.kind](config, data, labelled)
     rows = np.arange(len(source))
     if labelled:
@@ -161,11 +171,14 @@ def _where(config: SourceConfig) -> str:
 
 
 def _take(source: Any, rows: np.ndarray) -> Any:
-    """Return a source of the given rows only."""
+    """Return a source of the given sorted rows only."""
+    fingerprint = _digest(source.fingerprint, rows)
+    if rows[-1] == len(rows) - 1:
+        rows = slice(len(rows))  # the first rows stay a view: a mapped file is not read
     kept = {name: getattr(source, name)[rows] for name in ("labels", "truth") if getattr(source, name) is not None}
-    kept["fingerprint"] = _digest(source.fingerprint, rows)
+    kept["fingerprint"] = fingerprint
     if isinstance(source, FolderSource):
-        return replace(source, names=[source.names[i] for i in rows], **kept)
+        return replace(source, names=np.array(source.names, object)[rows].tolist(), **kept)
     if isinstance(source, TFDSSource):
         return replace(source, rows=source.rows[rows], **kept)
     return replace(source, images=source.images[rows], **kept)
@@ -204,21 +217,35 @@ def _open_array(config: SourceConfig, data: DataConfig, labelled: bool) -> Array
     path = Path(config.path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; give the .npz or .npy of a data source as its path")
-    if path.suffix == ".npy":
-        arrays = {"images": np.load(path, mmap_mode="r", allow_pickle=False)}
-    else:
-        with np.load(path, allow_pickle=False) as loaded:
-            arrays = {name: loaded[name] for name in ("images", "labels", "truth") if name in loaded.files}
+    try:
+        arrays = _load_arrays(path)
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is damaged, or no .npz or .npy file: {error}") from error
     return _make_array_source(arrays, data, labelled, str(path))
+
+
+def _load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of a .npz, or the one of a .npy, mapped; what counts is the content, not the suffix."""
+    loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+    if isinstance(loaded, np.ndarray):
+        return {"images": loaded}
+    with loaded:
+        return {name: loaded[name] for name in ("images", "labels", "truth") if name in loaded.files}
 
 
 def _make_array_source(arrays: dict[str, np.ndarray], data: DataConfig, labelled: bool, where: str) -> ArraySource:
     images = arrays.get("images")
-    if images is None or images.dtype != np.uint8 or images.ndim not in (3, 4):
+    if images is None or images.dtype != np.uint8 or images.ndim not in (3, 4) or 0 in images.shape[1:]:
         raise ValueError(f"{where} must hold `images`, uint8 [N, H, W] or [N, H, W, C]")
+    if images.ndim == 4 and images.shape[3] > 4:
+        raise ValueError(f"{where} holds images of shape {images.shape}; channels come last, and there are at most 4")
     for name in ("labels", "truth"):
-        if name in arrays and len(arrays[name]) != len(images):
-            raise ValueError(f"{where} holds {len(images)} images but {len(arrays[name])} {name}")
+        column = arrays.get(name)
+        if column is not None and (column.shape != images.shape[:1] or column.dtype.kind not in "iub"):
+            raise ValueError(
+                f"{where} holds {name} {column.dtype} {list(column.shape)}; they must be whole numbers, one for each "
+                f"of the {len(images)} images"
+            )
     return ArraySource(
         images=images,
         size=data.image_size,
@@ -282,6 +309,9 @@ def _open_tfds(config: SourceConfig, data: DataConfig, labelled: bool) -> TFDSSo
             f"`tfds build {config.name} --file_format=array_record`, then give its data_dir as the source's path "
             f"({type(error).__name__})"
         ) from error
+    missing = {"image", *(["label"] if labelled else [])} - set(records.dataset_info.features)
+    if missing:
+        raise ValueError(f"{where} has no feature {sorted(missing)[0]!r}; use another dataset")
     labels = np.concatenate(list(_read_labels(records))) if labelled else None
     return TFDSSource(
         name=f"{config.name}/{config.split}",
@@ -290,7 +320,7 @@ def _open_tfds(config: SourceConfig, data: DataConfig, labelled: bool) -> TFDSSo
         size=data.image_size,
         channels=data.channels,
         labels=labels,
-        fingerprint=_digest(config.name, config.split, len(records)),
+        fingerprint=_digest(records.dataset_info.full_name, config.split, len(records)),
     )
 
 

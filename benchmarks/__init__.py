@@ -1,0 +1,1 @@
+"""Measurements behind the README's tables: one script a claim, results as JSON lines in `results/`."""
