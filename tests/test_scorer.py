@@ -1,0 +1,99 @@
+"""The frozen scorer on made-up features: ranking, held-out scores, priors, devices; and fine-tuning's statistics."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pujax import scorer
+from pujax.config import Config, ScorerConfig
+from pujax.metrics import auc
+from pujax.models import create_classifier
+from pujax.sharding import make_mesh
+
+CONFIG = ScorerConfig(
+    num_steps=200, batch_size=64, positives_per_batch=16, learning_rate=0.05, weight_decay=0.05, folds=4
+)
+
+
+class NoLog:
+    def write(self, step, metrics):
+        pass
+
+
+def problem(num_pool=2000, rate=0.1, seed=0):
+    rng = np.random.default_rng(seed)
+    truth = rng.random(num_pool) < rate
+    direction = rng.normal(size=12)
+    shift = lambda is_positive: 0.9 * np.where(is_positive, 1.0, -1.0)[:, None] * direction  # noqa: E731
+    pool = rng.normal(size=(num_pool, 12)) + shift(truth)
+    positives = rng.normal(size=(60, 12)) + shift(np.ones(60, bool))
+    return positives.astype(np.float32), pool.astype(np.float32), truth
+
+
+def fit(config, positives, pool, mesh):
+    head = scorer.make_head(config)
+    rngs = jax.random.split(jax.random.key(0), config.folds)
+    heads = jax.vmap(lambda rng: head.init(rng, (jnp.zeros((1, pool.shape[1])),))["params"])(rngs)
+    weights = {"heads": heads, "mean": pool.mean(0), "std": pool.std(0)}
+    return scorer.fit_heads(config, weights, positives, pool, rng=jax.random.key(1), mesh=mesh, log=NoLog())
+
+
+def test_it_ranks_the_pool_and_held_out_positives_look_like_the_pools_own():
+    positives, pool, truth = problem()
+    _, positive_logits, pool_logits = fit(CONFIG, positives, pool, make_mesh(jax.devices()[:1]))
+    assert auc(pool_logits[truth], pool_logits[~truth]) > 0.98
+    assert 0.4 < auc(positive_logits, pool_logits[truth]) < 0.6
+
+
+def test_one_device_equals_eight(meshes):
+    positives, pool, _ = problem()
+    config = dataclasses.replace(CONFIG, num_steps=10, gate=True, hidden=8, loss="nnpu", class_prior="0.1")
+    one, eight = (fit(config, positives, pool, mesh) for mesh in meshes)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight)):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_held_out_scores_come_from_heads_that_did_not_see_the_image():
+    positives, pool, _ = problem()
+    noise = np.random.default_rng(1).normal(size=positives.shape).astype(np.float32)  # labels say nothing
+    config = dataclasses.replace(CONFIG, weight_decay=0.0, hidden=64, num_steps=600)
+    _, positive_logits, pool_logits = fit(config, noise, np.random.default_rng(2).normal(size=pool.shape), make_mesh())
+    assert auc(positive_logits, pool_logits) < 0.65  # memorised scores would reach 1
+
+
+@pytest.mark.parametrize("loss", ["labelled_vs_unlabelled", "balanced_nnpu"])
+def test_the_ranking_hardly_depends_on_the_prior(loss):
+    positives, pool, truth = problem(rate=0.05)
+    mesh, aucs = make_mesh(jax.devices()[:1]), []
+    for prior in ("0.02", "0.1", "0.3"):
+        _, _, logits = fit(dataclasses.replace(CONFIG, loss=loss, class_prior=prior), positives, pool, mesh)
+        aucs.append(auc(logits[truth], logits[~truth]))
+    assert max(aucs) - min(aucs) < 0.01
+
+
+def test_too_few_images_and_broken_losses_are_refused():
+    positives, pool, _ = problem()
+    mesh = make_mesh(jax.devices()[:1])
+    with pytest.raises(ValueError, match=r"3 labelled and 2000 pool images are too few for scorer.folds=4"):
+        fit(CONFIG, positives[:3], pool, mesh)
+    positives[0] = np.nan
+    with pytest.raises(FloatingPointError, match="scorer: the loss is not finite at step 1"):
+        fit(CONFIG, positives, pool, mesh)
+
+
+@pytest.mark.parametrize(("share", "moves"), [(0, True), (2, False)], ids=["uniform", "fixed shares"])
+def test_statistics_move_only_when_batches_look_like_the_pool(share, moves):
+    config = Config()
+    config.scorer = ScorerConfig(batch_size=8, positives_per_batch=share, class_prior="0.1", loss="nnpu")
+    net = scorer.PUNet(create_classifier("cifar_resnet10_w8", 10), scorer.make_head(config.scorer))
+    variables = net.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
+    loss_fn = scorer.make_finetune_loss(config, net, num_labelled=3)
+    images = jax.random.randint(jax.random.key(1), (8, 32, 32, 3), 0, 256).astype(jnp.uint8)
+    batch = {"image": images, "index": jnp.arange(8)}
+    loss, (stats, _) = loss_fn(variables["params"], variables["batch_stats"], {}, batch, jax.random.key(2))
+    assert np.isfinite(loss)
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), stats, variables["batch_stats"])
+    assert all(jax.tree.leaves(same)) != moves
