@@ -16,7 +16,7 @@ test-all: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/shellcheck launch/*.sh benchmarks/*.sh .ci/run
+	$(BIN)/shellcheck $(wildcard launch/*.sh benchmarks/*.sh) .ci/run
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -91,7 +91,8 @@ def estimate_class_prior(
     """Return `best_bin` with a 95 % interval, and `density_ratio` as a cross-check.
 
     The interval is the estimate plus or minus 1.96 standard errors: the larger of the bootstrap's, in which each
-    resample of positives and pool chooses its own c, and the binomial one.
+    resample of positives and pool chooses its own c, and the binomial one. Where the second estimate lies outside, the
+    interval is widened to hold it: the two go wrong in different ways.
 
     Args:
         positive: [P] held-out scores of positives.
@@ -105,5 +106,6 @@ def estimate_class_prior(
         best_bin(rng.choice(positive, len(positive)), rng.choice(pool, len(pool)))[0] for _ in range(num_resamples)
     ]
     half = 1.96 * max(error, float(np.std(resampled)))
-    lo, hi = max(estimate - half, 0.0), min(estimate + half, 1.0)
-    return PriorEstimate(estimate, lo, hi, density_ratio(positive, pool))
+    second = density_ratio(positive, pool)
+    lo, hi = max(min(estimate - half, second), 0.0), min(max(estimate + half, second), 1.0)
+    return PriorEstimate(estimate, lo, hi, second)

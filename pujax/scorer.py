@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 from pujax.checkpoint import load_weights, save_weights
 from pujax.config import Config, ScorerConfig, given_class_prior
 from pujax.data.batches import index_batches, mixed_index_batches
-from pujax.data.sources import ImageSource, open_source, read_or_fail, write_images
+from pujax.data.sources import ImageSource, drop_unreadable, open_source, read_or_fail, write_images
 from pujax.data.transforms import augment
 from pujax.inference import map_images, prepare
 from pujax.losses import pu_loss
@@ -54,6 +54,8 @@ def run(config: Config, workdir: Path, mesh: Mesh, log: MetricsLog) -> dict[str,
     labelled = open_source(config.data.labelled, config.data)
     pool = open_source(config.data.pool, config.data, labelled=False)
     sample = sample_pool(len(pool), config.scorer.pool_sample, config.seed)
+    if config.mining.max_unreadable:
+        sample = drop_unreadable(pool, sample)
     train = _train_frozen if config.scorer.mode == "frozen" else _train_finetuned
     weights, held_out = train(config, workdir, labelled, pool, sample, mesh, log)
     if is_main_process():

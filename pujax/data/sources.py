@@ -344,6 +344,13 @@ def read_or_fail(source: ImageSource, indices: np.ndarray, what: str) -> np.ndar
     return images
 
 
+def drop_unreadable(source: ImageSource, indices: np.ndarray, *, batch_size: int = 4096) -> np.ndarray:
+    """Return those of `indices` [n] whose images decode; every one of them is read for it."""
+    starts = range(0, len(indices), batch_size)
+    readable = [source.read(indices[start : start + batch_size])[1] for start in starts]
+    return indices[np.concatenate(readable)]
+
+
 def read_all(source: ImageSource, *, what: str) -> np.ndarray:
     """Return every image, uint8 [N, H, W, C]; raises as `read_or_fail`."""
     return read_or_fail(source, np.arange(len(source)), what)
