@@ -31,7 +31,7 @@ RESULTS = Path(__file__).parent / "results"
 RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
 
 # The released method: fine-tuned scorer, uniform batches, sigmoid nnPU at the true prior, weights and maximum as is.
-# Its 170 epochs are cut to what the CPU allows; the "steps" of a result line say to how many. Its threshold of 0 keeps no
+# Its 170 epochs are cut to what the CPU allows ("steps" in a result line). Its threshold of 0 keeps no
 # image where the estimator has collapsed, so it is told how many to keep.
 RELEASED = {
     "scorer.mode": "finetune",

@@ -36,6 +36,7 @@ def get_config() -> Config:
             learning_rate=0.05,
             weight_decay=0.02,
             hidden=64,
+            distance=1.0,
         ),
         mining=MiningConfig(batch_size=4096, shard_size=100_000),
         distill=DistillConfig(

@@ -89,6 +89,7 @@ class ScorerConfig(TrainingConfig):
     gate: bool = False  # squeeze-and-excitation gate over the features
     hidden: int = 0  # width of the head's hidden layer; 0 is linear, as released
     feature_noise: float = 0.1  # frozen: standard deviation of noise on the standardised features
+    distance: float = 0.0  # frozen: weight of the relative Mahalanobis distance beside the head's logit
     holdout: float = 0.2  # finetune: share of the positives kept out of training
 
 
@@ -181,6 +182,7 @@ _NOT_NEGATIVE = [
     "positives_per_batch",
     "feature_noise",
     "num_perturbations",
+    "distance",
     "seed",
 ]
 

@@ -7,6 +7,7 @@ head that did not see it: these held-out scores estimate the class prior and are
 positives is kept out of training for the same purpose.
 """
 
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from pujax.config import Config, ScorerConfig, given_class_prior
 from pujax.data.batches import index_batches, mixed_index_batches
 from pujax.data.sources import ImageSource, drop_unreadable, open_source, read_or_fail, write_images
 from pujax.data.transforms import augment
+from pujax.distance import fit_gaussians, relative_distance
 from pujax.inference import map_images, prepare
 from pujax.losses import pu_loss
 from pujax.metrics import MetricsLog, Progress, auc
@@ -122,9 +124,22 @@ def make_head(config: ScorerConfig) -> PUScorer:
 
 
 def head_logits(config: ScorerConfig, weights: Any, features: jax.Array) -> jax.Array:
-    """Return the logits [folds, B] of all heads on raw features [B, D]."""
+    """Return the score [folds, B] of every fold on raw features [B, D].
+
+    It is the logit of the fold's head; with `distance`, that and the relative Mahalanobis distance, each brought to
+    mean 0 and variance 1 over the pool, are added.
+    """
     inputs = (features - weights["mean"]) / weights["std"]
-    return jax.vmap(lambda params: make_head(config).apply({"params": params}, (inputs,)))(weights["heads"])
+    logits = jax.vmap(lambda params: make_head(config).apply({"params": params}, (inputs,)))(weights["heads"])
+    if not config.distance:
+        return logits
+    mean, std = weights["score_mean"][..., None], weights["score_std"][..., None]
+    logits, distances = (jnp.stack([logits, _distances(weights, features)]) - mean) / std
+    return logits + config.distance * distances
+
+
+def _distances(weights: Any, features: jax.Array) -> jax.Array:
+    return jax.vmap(relative_distance, in_axes=(0, None))(weights["gaussians"], features)
 
 
 def _init_weights(config: Config, module: nn.Module, variables: Any, rng: jax.Array) -> Any:
@@ -140,7 +155,21 @@ def _init_weights(config: Config, module: nn.Module, variables: Any, rng: jax.Ar
     _, features = module.apply(variables, images, train=False)
     joined = jnp.concatenate(features, axis=-1)
     heads = jax.vmap(lambda r: head.init(r, (joined,))["params"])(jax.random.split(rng, config.scorer.folds))
-    return {"heads": heads, "mean": jnp.zeros(joined.shape[-1]), "std": jnp.ones(joined.shape[-1])}
+    size = joined.shape[-1]
+    weights = {"heads": heads, "mean": jnp.zeros(size), "std": jnp.ones(size)}
+    return weights | _empty_distance_weights(config, size) if config.scorer.distance else weights
+
+
+def _empty_distance_weights(config: Config, size: int) -> Any:
+    """Return zeros in the shapes of what `_add_distance` adds."""
+    folds = config.scorer.folds
+    gaussians = {
+        "class_means": jnp.zeros((folds, config.data.num_classes, size)),
+        "class_whitening": jnp.zeros((folds, size, size)),
+        "pool_mean": jnp.zeros((folds, size)),
+        "pool_whitening": jnp.zeros((folds, size, size)),
+    }
+    return {"gaussians": gaussians, "score_mean": jnp.zeros((2, folds)), "score_std": jnp.ones((2, folds))}
 
 
 # --- frozen ---------------------------------------------------------------------------------------------------
@@ -166,7 +195,15 @@ def _train_frozen(
     weights = jax.jit(functools.partial(_init_weights, config, module))(variables, jax.random.fold_in(rng, 0))
     weights |= {"mean": pool_features.mean(0), "std": pool_features.std(0) + 1e-6}
     weights, positive_logits, pool_logits = fit_heads(
-        config.scorer, weights, positives, pool_features, rng=jax.random.fold_in(rng, 1), mesh=mesh, log=log
+        config.scorer,
+        weights,
+        positives,
+        pool_features,
+        labels=labelled.labels,
+        num_classes=config.data.num_classes,
+        rng=jax.random.fold_in(rng, 1),
+        mesh=mesh,
+        log=log,
     )
     return weights, {"positive": positive_logits, "pool": pool_logits, "pool_index": sample}
 
@@ -193,10 +230,11 @@ def fit_heads(
     positives: np.ndarray,
     pool: np.ndarray,
     *,
+    labels: np.ndarray,
+    num_classes: int,
     rng: jax.Array,
     mesh: Mesh,
     log: MetricsLog,
-    class_prior: float | None = None,
 ) -> tuple[Any, np.ndarray, np.ndarray]:
     """Train one head per fold, all in the same dispatches, each on the examples outside its fold.
 
@@ -205,13 +243,14 @@ def fit_heads(
         weights: {"heads": params with a leading fold axis, "mean": [D], "std": [D]}.
         positives: float32 [P, D] raw features of the labelled images.
         pool: float32 [U, D] raw features of the pool sample.
+        labels: int [P]; only the distances use them.
+        num_classes: K.
         rng: root key.
         mesh: devices; the batch is split over them.
         log: receives the losses.
-        class_prior: for losses that take one; None means the given one, or a rough guess.
 
     Returns:
-        (weights, held-out logits of the positives [P], of the pool sample [U]).
+        (weights, held-out scores of the positives [P], of the pool sample [U]).
 
     Raises:
         ValueError: fewer positives or pool images than folds.
@@ -225,19 +264,43 @@ def fit_heads(
     training_rows = [_rows_outside_folds(fold, config.folds) for fold in folds]
     standardised = [(x - weights["mean"]) / weights["std"] for x in (positives, pool)]
     data = replicate(mesh, {"features": standardised, "rows": training_rows})
-    prior = class_prior or given_class_prior(config) or _ROUGH_PRIOR
+    prior = given_class_prior(config) or _ROUGH_PRIOR
     train_heads = jax.jit(functools.partial(_scan_heads, config, mesh))
     heads, losses = train_heads(replicate(mesh, weights["heads"]), data, rng, prior)
-    losses = jax.device_get(losses)
+    _check_and_log(jax.device_get(losses), log)
+    weights = weights | {"heads": jax.device_get(heads)}
+    if config.distance:
+        weights = _add_distance(config, weights, positives, folds[0], pool, labels, num_classes)
+    score = jax.jit(functools.partial(head_logits, config))
+    held_out = [np.asarray(score(weights, x))[fold, np.arange(len(x))] for x, fold in zip((positives, pool), folds)]
+    return weights, *held_out
+
+
+def _check_and_log(losses: np.ndarray, log: MetricsLog) -> None:
     if not np.isfinite(losses).all():
         step = int(np.flatnonzero(~np.isfinite(losses))[0]) + 1
         raise FloatingPointError(f"scorer: the loss is not finite at step {step}; lower scorer.learning_rate")
     for step in range(0, len(losses), 100):
         log.write(step, {"scorer/loss": float(losses[step : step + 100].mean())})
-    weights = weights | {"heads": jax.device_get(heads)}
-    logits = jax.jit(functools.partial(head_logits, config))
-    held_out = [np.asarray(logits(weights, x))[fold, np.arange(len(x))] for x, fold in zip((positives, pool), folds)]
-    return weights, *held_out
+
+
+def _add_distance(
+    config: ScorerConfig,
+    weights: Any,
+    positives: np.ndarray,
+    fold: np.ndarray,
+    pool: np.ndarray,
+    labels: np.ndarray,
+    num_classes: int,
+) -> Any:
+    """Return the weights with Gaussians of the positives outside each fold, and the scores' spread over the pool."""
+    spread = {"pool_mean": pool.mean(0), "pool_covariance": np.cov(pool, rowvar=False)}
+    outside = [np.flatnonzero(fold != k) for k in range(config.folds)]
+    fitted = [fit_gaussians(positives[rows], labels[rows], num_classes=num_classes, **spread) for rows in outside]
+    weights = weights | {"gaussians": jax.tree.map(lambda *leaves: np.stack(leaves), *fitted)}
+    plain = functools.partial(head_logits, dataclasses.replace(config, distance=0.0))
+    scores = jax.jit(lambda w, x: jnp.stack([plain(w, x), _distances(w, x)]))(weights, pool)
+    return weights | {"score_mean": np.mean(scores, axis=-1), "score_std": np.std(scores, axis=-1) + 1e-6}
 
 
 def _rows_outside_folds(fold: np.ndarray, num_folds: int) -> np.ndarray:

@@ -38,7 +38,17 @@ def fit(config, positives, pool, mesh):
     rngs = jax.random.split(jax.random.key(0), config.folds)
     heads = jax.vmap(lambda rng: head.init(rng, (jnp.zeros((1, pool.shape[1])),))["params"])(rngs)
     weights = {"heads": heads, "mean": pool.mean(0), "std": pool.std(0)}
-    return scorer.fit_heads(config, weights, positives, pool, rng=jax.random.key(1), mesh=mesh, log=NoLog())
+    return scorer.fit_heads(
+        config,
+        weights,
+        positives,
+        pool,
+        labels=np.arange(len(positives)) % 3,
+        num_classes=4,
+        rng=jax.random.key(1),
+        mesh=mesh,
+        log=NoLog(),
+    )
 
 
 def test_it_ranks_the_pool_and_held_out_positives_look_like_the_pools_own():
@@ -48,9 +58,22 @@ def test_it_ranks_the_pool_and_held_out_positives_look_like_the_pools_own():
     assert 0.4 < auc(positive_logits, pool_logits[truth]) < 0.6
 
 
+def test_the_distance_helps_a_head_that_learnt_nothing():
+    positives, pool, truth = problem()
+    aucs = []
+    for distance in (0.0, 1.0):
+        config = dataclasses.replace(CONFIG, num_steps=1, learning_rate=1e-6, distance=distance)
+        _, positive_scores, scores = fit(config, positives, pool, make_mesh(jax.devices()[:1]))
+        aucs.append(auc(scores[truth], scores[~truth]))
+        assert len(positive_scores) == len(positives)
+    assert aucs[0] < 0.9 < aucs[1]
+
+
 def test_one_device_equals_eight(meshes):
     positives, pool, _ = problem()
-    config = dataclasses.replace(CONFIG, num_steps=10, gate=True, hidden=8, loss="nnpu", class_prior="0.1")
+    config = dataclasses.replace(
+        CONFIG, num_steps=10, gate=True, hidden=8, loss="nnpu", class_prior="0.1", distance=1.0
+    )
     one, eight = (fit(config, positives, pool, mesh) for mesh in meshes)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight)):
         np.testing.assert_allclose(a, b, atol=1e-5)
