@@ -105,13 +105,15 @@ def test_scorer_head_equals_pytorch():
     close(PUScorer(gate=True).apply(variables, tuple(features)), expected, 1e-5)
 
 
-@pytest.mark.parametrize("name", ["cifar_resnet10_w8", "cifar_resnet18"])
-def test_three_sgd_steps_and_running_statistics_equal_pytorch(name):
+@pytest.mark.parametrize(("name", "learning_rate"), [("cifar_resnet10_w8", 2e-3), ("cifar_resnet18", 1e-4)])
+def test_three_sgd_steps_and_running_statistics_equal_pytorch(name, learning_rate):
     reference, module, variables, images = pair(name)
     labels = np.arange(8) % 10
     # A small step: float32 rounding differs between the frameworks and grows along the trajectory.
-    optimizer = torch.optim.SGD(reference.parameters(), 0.0001, momentum=0.9, weight_decay=5e-3)
-    tx = make_optimizer(DistillConfig(learning_rate=0.0001, momentum=0.9, weight_decay=5e-3, schedule="constant"))
+    optimizer = torch.optim.SGD(reference.parameters(), learning_rate, momentum=0.9, weight_decay=5e-3)
+    tx = make_optimizer(
+        DistillConfig(learning_rate=learning_rate, momentum=0.9, weight_decay=5e-3, schedule="constant")
+    )
     state = init_state(variables, tx)
 
     @jax.jit
