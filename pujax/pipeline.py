@@ -11,6 +11,7 @@ import json
 import platform
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,18 +72,16 @@ def run(config: Config, workdir: Path, stages: tuple[str, ...] = STAGES) -> dict
     """
     started = time.monotonic()
     workdir.mkdir(parents=True, exist_ok=True)
-    mesh = make_mesh()
-    log = MetricsLog(workdir, enabled=is_main_process())
-    units = make_units(config, workdir, mesh, log)
-    for unit in units.values():
-        check_inputs(unit)
-    if is_main_process():
-        save_json(workdir / "config.json", dataclasses.asdict(config))
-    for name, unit in units.items():
-        if name.split("/")[0] in stages:
-            _require_before(units, name)
-            run_unit(name, unit)
-    log.close()
+    with closing(MetricsLog(workdir, enabled=is_main_process())) as log:
+        units = make_units(config, workdir, make_mesh(), log)
+        for unit in units.values():
+            check_inputs(unit)
+        if is_main_process():
+            save_json(workdir / "config.json", dataclasses.asdict(config))
+        for name, unit in units.items():
+            if name.split("/")[0] in stages:
+                _require_before(units, name)
+                run_unit(name, unit)
     summary = summarize(config, units, time.monotonic() - started)
     if is_main_process():
         save_json(workdir / "summary.json", summary)

@@ -311,6 +311,7 @@ def test_every_distillation_form_runs(tmp_path, robust):
     def change(config):
         config.distill.robust, config.distill.class_weights = robust, "inverse_frequency"
         config.distill.label_weight, config.scorer.distance = 0.5, 1.0
+        config.scorer.class_prior = "0.05"
 
     assert 0 < in_process(tmp_path, change)["student"]["accuracy"] < 1
 

@@ -1,0 +1,103 @@
+"""The PyTorch side of `benchmarks.throughput`: the same steps, eager or as good as we can make them.
+
+Variants: `released`, what users of the released code run (NCHW, float32, the loss read back at every step); `best`,
+channels_last, bf16 autocast, `torch.compile` (max-autotune) and fused SGD on a GPU, channels_last on a CPU.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from tests.reference import torch_models
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "lenet5": lambda: torch_models.LeNet(10),
+    "lenet5_half": lambda: torch_models.LeNet(10, widths=(3, 8, 60, 42)),
+    "cifar_resnet10_w8": lambda: torch_models.ResNet(10, (1, 1, 1, 1), 8),
+    "cifar_resnet10_w16": lambda: torch_models.ResNet(10, (1, 1, 1, 1), 16),
+    "cifar_resnet18": lambda: torch_models.ResNet(10, (2, 2, 2, 2)),
+    "cifar_resnet34": lambda: torch_models.ResNet(10, (3, 4, 6, 3)),
+    "resnet18": lambda: torch_models.ResNet(1000, (2, 2, 2, 2), imagenet_stem=True),
+    "resnet34": lambda: torch_models.ResNet(1000, (3, 4, 6, 3), imagenet_stem=True),
+}
+
+
+class TorchSide:
+    """Teacher, student and data of one case on the device, and the step to be timed."""
+
+    def __init__(self, teacher: str, student: str, variant: str, seed: int = 0):
+        torch.manual_seed(seed)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.best, self.cuda = variant == "best", self.device == "cuda"
+        self.teacher, self.student = NETWORKS[teacher]().eval(), NETWORKS[student]()
+
+    def variables(self) -> tuple[Any, Any]:
+        """Return (teacher's, student's) weights as Flax variables."""
+        return torch_models.flax_variables(self.teacher), torch_models.flax_variables(self.student)
+
+    def prepare(self, case: str, images: np.ndarray, labels: np.ndarray, learning_rate: float) -> None:
+        """Move everything to the device and build the step; `images` float32 NHWC, normalised."""
+        layout = torch.channels_last if self.best else torch.contiguous_format
+        self.teacher.to(self.device, memory_format=layout)
+        self.student.to(self.device, memory_format=layout)
+        nchw = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        self.images = nchw.to(self.device, memory_format=layout)
+        self.labels = torch.from_numpy(labels).long().to(self.device)
+        trained = self.teacher if case == "teacher_step" else self.student
+        fused = {"fused": True} if self.best else {}
+        self.optimizer = torch.optim.SGD(trained.parameters(), learning_rate, momentum=0.9, weight_decay=5e-4, **fused)
+        with torch.no_grad():
+            self.cached = self.teacher(self.images)[0]
+        step = getattr(self, f"_{case}")
+        self.step = torch.compile(step, mode="max-autotune") if self.best and self.cuda else step
+        trained.train(case != "scoring")
+
+    def run(self) -> float:
+        """Take one step; return its loss (0 where nothing is trained)."""
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.best and self.cuda):
+            return float(self.step())
+
+    def time(self, seconds: float) -> float:
+        """Return images per second over at least `seconds`."""
+        steps, started = 0, time.perf_counter()
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.best and self.cuda):
+            while time.perf_counter() - started < seconds:
+                loss = self.step()
+                if not self.best:
+                    loss.item()  # the released loop reads the loss back at every step
+                steps += 1
+            if self.cuda:
+                torch.cuda.synchronize()
+        return steps * len(self.images) / (time.perf_counter() - started)
+
+    def _scoring(self) -> torch.Tensor:
+        with torch.no_grad():
+            logits, features = self.teacher(self.images)
+            return (logits.softmax(-1).amax(-1) + torch.cat(features, 1).sum(1)).sum()
+
+    def _update(self, loss: torch.Tensor) -> torch.Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def _teacher_step(self) -> torch.Tensor:
+        return self._update(nn.functional.cross_entropy(self.teacher(self.images)[0].float(), self.labels))
+
+    def _kd(self, teacher_logits: torch.Tensor, temperature: float = 4.0) -> torch.Tensor:
+        log_p = torch.log_softmax(teacher_logits.float() / temperature, -1)
+        log_q = torch.log_softmax(self.student(self.images)[0].float() / temperature, -1)
+        kl = temperature**2 * nn.functional.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1)
+        return self._update(kl.mean())
+
+    def _kd_step(self) -> torch.Tensor:
+        with torch.no_grad():
+            teacher_logits = self.teacher(self.images)[0]
+        return self._kd(teacher_logits)
+
+    def _kd_step_cached(self) -> torch.Tensor:
+        return self._kd(self.cached)
