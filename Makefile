@@ -3,14 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-all lint format clean
+.PHONY: quickstart test lint format clean
 quickstart: $(VENV)/.run
 	$(BIN)/python -m pujax.launch --config configs/quickstart.py
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow" -q
-
-test-all: $(VENV)/.dev
 	$(BIN)/python -m pytest -q
 
 lint: $(VENV)/.dev
