@@ -115,6 +115,7 @@ class DistillConfig(TrainingConfig):
     epsilon: float = 0.1  # radius of the class-weight uncertainty
     num_perturbations: int = 1  # members of the "paper" set beside the unperturbed one
     label_weight: float = 0.0  # cross-entropy on the labelled images' own labels
+    cached_views: int = 0  # views an image, with the teacher's logits computed once; 0: new views, teacher in each step
 
 
 @dataclass
@@ -176,6 +177,7 @@ _NOT_NEGATIVE = [
     "budget",
     "epsilon",
     "label_weight",
+    "cached_views",
     "warmup_steps",
     "beta",
     "gamma",

@@ -1,6 +1,7 @@
 """Stage 4: the student, by robust knowledge distillation on the labelled and the mined images."""
 
 import functools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from pujax.checkpoint import save_weights
 from pujax.config import Config, DistillConfig
 from pujax.data.batches import index_batches
 from pujax.data.sources import ImageSource, open_source, read_all, write_images
-from pujax.data.transforms import augment
+from pujax.data.transforms import augment, fixed_views
 from pujax.inference import accuracy, map_images, prepare
 from pujax.losses import (
     class_weights_from_mass,
@@ -25,7 +26,7 @@ from pujax.losses import (
     robust_kd_paper,
     robust_kd_worst_case,
 )
-from pujax.metrics import MetricsLog, flops_per_image, num_params
+from pujax.metrics import MetricsLog, Progress, flops_per_image, num_params
 from pujax.mining import read_selection
 from pujax.sharding import barrier, is_main_process, replicate
 from pujax.teacher import image_shape, init_classifier, load_teacher
@@ -69,9 +70,14 @@ def train_student(
     barrier(f"{folder.name} images")
     images = np.load(images_path, mmap_mode="r")
     teacher, teacher_variables = load_teacher(config, workdir)
+    teacher_variables = replicate(mesh, teacher_variables)
     rng = jax.random.key(config.seed)
     student, variables = init_classifier(config, config.distill.model, jax.random.fold_in(rng, 0))
-    weights = class_weight_set(config, teacher, replicate(mesh, teacher_variables), images, mesh)
+    frozen = {"class_weights": class_weight_set(config, teacher, teacher_variables, images, mesh)}
+    if config.distill.cached_views:
+        frozen["teacher_logits"] = cache_teacher_logits(config, teacher, teacher_variables, images, folder, mesh)
+    else:
+        frozen["teacher"] = teacher_variables
     variables = fit(
         config,
         config.distill,
@@ -80,7 +86,7 @@ def train_student(
         images=images,
         columns={"label": np.concatenate([_labels(source, index) for source, index in parts])},
         make_batches=functools.partial(index_batches, len(images), config.distill.batch_size, seed=config.seed),
-        frozen={"teacher": teacher_variables, "class_weights": weights},
+        frozen=frozen,
         rng=jax.random.fold_in(rng, 1),
         mesh=mesh,
         folder=folder / "checkpoints",
@@ -126,13 +132,62 @@ def class_weight_set(config: Config, teacher: Any, variables: Any, images: np.nd
     return np.asarray(perturbed_weights(rng, weights, config.distill.epsilon, config.distill.num_perturbations))
 
 
+def cache_teacher_logits(
+    config: Config, teacher: Any, variables: Any, images: np.ndarray, folder: Path, mesh: Mesh
+) -> np.ndarray:
+    """Return the teacher's logits, float32 [N, cached_views, K], of every fixed view of every training image.
+
+    They are kept in the folder, so a resumed run does not compute them again.
+    """
+    path, views = folder / "teacher_logits.npy", config.distill.cached_views
+    if not path.exists():
+
+        def read(rows: np.ndarray) -> dict[str, np.ndarray]:
+            index, view = (part.astype(np.int32) for part in divmod(rows, views))
+            return {"image": images[index], "index": index, "view": view}
+
+        def predict(variables: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+            return {"logits": teacher.apply(variables, prepare(config, _fixed_views(config, batch)), train=False)[0]}
+
+        batch_size, count = config.mining.batch_size, len(images) * views
+        progress = Progress("teacher logits", count, "view", enabled=is_main_process())
+        result = map_images(predict, variables, read, count, batch_size=batch_size, mesh=mesh, progress=progress)
+        progress.close()
+        if is_main_process():
+            temporary = path.with_suffix(".tmp")
+            with temporary.open("wb") as file:
+                np.save(file, result["logits"].reshape(len(images), views, -1))
+            os.replace(temporary, path)
+        barrier(f"{folder.name} teacher logits")
+    return np.load(path)
+
+
+def _fixed_views(config: Config, batch: dict[str, jax.Array]) -> jax.Array:
+    return fixed_views(
+        jax.random.key(config.seed),
+        batch["image"],
+        batch["index"],
+        batch["view"],
+        pad=config.distill.crop_padding,
+        flip=config.distill.flip,
+    )
+
+
 def make_distill_loss(config: Config, student: Any, teacher: Any) -> LossFn:
     """Return the robust KD loss, plus cross-entropy on the labelled images where `label_weight` is set."""
     distill = config.distill
 
-    def loss_fn(params: Any, batch_stats: Any, frozen: Any, batch: Any, rng: jax.Array) -> Any:
+    def targets(frozen: Any, batch: Any, rng: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return the images of the step, normalised, and the teacher's logits on them."""
+        if distill.cached_views:
+            view = jax.random.randint(rng, batch["index"].shape, 0, distill.cached_views)
+            images = prepare(config, _fixed_views(config, batch | {"view": view}))
+            return images, frozen["teacher_logits"][batch["index"], view]
         images = prepare(config, augment(rng, batch["image"], pad=distill.crop_padding, flip=distill.flip))
-        teacher_logits, _ = teacher.apply(frozen["teacher"], images, train=False)
+        return images, teacher.apply(frozen["teacher"], images, train=False)[0]
+
+    def loss_fn(params: Any, batch_stats: Any, frozen: Any, batch: Any, rng: jax.Array) -> Any:
+        images, teacher_logits = targets(frozen, batch, rng)
         variables = {"params": params, "batch_stats": batch_stats}
         (logits, _), mutated = student.apply(variables, images, train=True, mutable=["batch_stats"])
         kl = kl_from_logits(logits, teacher_logits, distill.temperature)

@@ -29,9 +29,9 @@ def prepare(config: Config, images: jax.Array) -> jax.Array:
 
 
 def map_images(
-    fn: Callable[[Any, jax.Array], dict[str, jax.Array]],
+    fn: Callable[[Any, Any], dict[str, jax.Array]],
     arguments: Any,
-    read: Callable[[np.ndarray], np.ndarray],
+    read: Callable[[np.ndarray], Any],
     num_images: int,
     *,
     batch_size: int,
@@ -41,9 +41,9 @@ def map_images(
     """Apply `fn` to images 0..num_images-1 and return its outputs in that order.
 
     Args:
-        fn: `(arguments, uint8 [B, H, W, C]) -> dict of [B, ...]`; compiled here, once.
+        fn: `(arguments, what `read` returned) -> dict of [B, ...]`; compiled here, once.
         arguments: arrays for `fn`, on the mesh.
-        read: `indices [n] -> uint8 [n, H, W, C]`; called in another thread, one batch ahead.
+        read: `indices [n] -> uint8 [n, H, W, C]`, or a dict of [n, ...]; called in another thread, one batch ahead.
         num_images: how many images there are.
         batch_size: global; rounded up to split over the mesh.
         mesh: devices. Where it spans processes each reads its own part of every batch, and all get every output.
@@ -59,7 +59,7 @@ def map_images(
     part, own = batch_size // len(processes), processes.index(jax.process_index())
     compiled = jax.jit(fn, out_shardings=NamedSharding(mesh, P()))
 
-    def read_part(start: int) -> np.ndarray:
+    def read_part(start: int) -> Any:
         rows = start + own * part + np.arange(part)
         return read(np.minimum(rows, num_images - 1))  # the last batch is filled up with its last image, and cut below
 

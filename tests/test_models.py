@@ -11,6 +11,7 @@ from reference import torch_models
 from pujax.config import DistillConfig
 from pujax.metrics import num_params
 from pujax.models import CLASSIFIERS, PUScorer, create_classifier
+from pujax.models.layers import BatchNorm, phase_conv
 from pujax.optim import make_optimizer
 from pujax.train import init_state
 
@@ -143,6 +144,49 @@ def test_three_sgd_steps_and_running_statistics_equal_pytorch(name, learning_rat
     jax.tree.map(close, state.params, after["params"])
     moved = np.abs(state.params["conv1"]["kernel"] - variables["params"]["conv1"]["kernel"]).max()
     assert moved > 1e-3 * np.abs(variables["params"]["conv1"]["kernel"]).max()  # ten times the tolerance
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 7, 3), (9, 4)])
+def test_batch_norm_gradients_equal_pytorch(shape):
+    rng = np.random.default_rng(0)
+    x, out_gradient = (rng.normal(2, 3, size=shape).astype(np.float32) for _ in range(2))
+    scale, bias = (rng.normal(size=shape[-1]).astype(np.float32) for _ in range(2))
+    layer = BatchNorm()
+    stats = {"mean": jnp.zeros(shape[-1]), "var": jnp.ones(shape[-1])}
+
+    def apply(x, scale, bias):
+        variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": stats}
+        return layer.apply(variables, x, train=True, mutable=["batch_stats"])
+
+    y, pullback, updated = jax.vjp(apply, x, scale, bias, has_aux=True)
+    inputs = [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (x, scale, bias)]
+    mean, var = torch.zeros(shape[-1]).double(), torch.ones(shape[-1]).double()
+    flat = inputs[0].reshape(-1, shape[-1])
+    expected = torch.nn.functional.batch_norm(flat, mean, var, *inputs[1:], training=True).reshape(shape)
+    gradients = torch.autograd.grad(expected, inputs, torch.tensor(out_gradient).double())
+    np.testing.assert_allclose(y, expected.detach(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(updated["batch_stats"]["mean"], mean, rtol=1e-5)
+    np.testing.assert_allclose(updated["batch_stats"]["var"], var, rtol=1e-5)
+    for ours, theirs in zip(pullback(jnp.asarray(out_gradient)), gradients):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "pad", "height", "width"), [(3, 1, 9, 8), (3, 1, 8, 8), (1, 0, 8, 7), (7, 3, 12, 11)])
+def test_phase_convolution_equals_the_strided_one(size, pad, height, width):
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, height, width, 3)), rng.normal(size=(size, size, 3, 4))
+    options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": 1}
+    with jax.enable_x64():
+        results = []
+        for convolve in (phase_conv, jax.lax.conv_general_dilated):
+
+            def loss(x, kernel, convolve=convolve):
+                out = convolve(x, kernel, (2, 2), ((pad, pad), (pad, pad)), **options)
+                return jnp.sum(out * jnp.sin(jnp.arange(out.size)).reshape(out.shape)), out
+
+            results.append(jax.grad(loss, argnums=(0, 1), has_aux=True)(jnp.asarray(x), jnp.asarray(kernel)))
+    for ours, theirs in zip(*map(jax.tree.leaves, results)):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
 def test_what_a_model_cannot_take_is_refused():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pujax.data.transforms import augment, normalize
+from pujax.data.transforms import augment, fixed_views, normalize
 
 IMAGES = np.random.default_rng(0).integers(1, 256, (64, 8, 8, 1), np.uint8)  # no zeros: padding can be told apart
 
@@ -43,3 +43,22 @@ def test_one_mean_serves_every_channel():
     out = normalize(jnp.asarray(images), (0.5,), (0.25,))
     assert out.dtype == jnp.float32
     np.testing.assert_allclose(out, expected, atol=1e-6)
+
+
+def test_fixed_views_depend_on_image_and_number_alone():
+    index = np.arange(64, dtype=np.int32) + 7
+
+    def views(rows, view, seed=0):
+        numbers = jnp.full(len(rows), view, jnp.int32)
+        images = jnp.asarray(IMAGES[rows])
+        return np.asarray(fixed_views(jax.random.key(seed), images, jnp.asarray(index[rows]), numbers, pad=2, flip=True))
+
+    rows = np.arange(64)
+    assert (views(rows, 3)[::-1] == views(rows[::-1], 3)).all()  # whatever stands beside it in a batch
+    assert (views(rows, 3)[5:6] == views(rows[5:6], 3)).all()
+    for other in (views(rows, 4), views(rows, 3, seed=1)):
+        assert (other != views(rows, 3)).any(axis=(1, 2, 3)).mean() > 0.9
+    alone = np.asarray(fixed_views(jax.random.key(0), IMAGES, index, index * 0, pad=0, flip=True))
+    mirrored = (alone == IMAGES[:, :, ::-1]).all(axis=(1, 2, 3))
+    assert (mirrored | (alone == IMAGES).all(axis=(1, 2, 3))).all()
+    assert 16 < mirrored.sum() < 48

@@ -25,13 +25,38 @@ def augment(rng: jax.Array, images: jax.Array, *, pad: int, flip: bool) -> jax.A
         uint8 [B, H, W, C].
     """
     crop_rng, flip_rng = jax.random.split(rng)
-    if pad:
-        offsets = jax.random.randint(crop_rng, (len(images), 2), 0, 2 * pad + 1)
+    offsets = jax.random.randint(crop_rng, (len(images), 2), 0, 2 * pad + 1) if pad else None
+    return _view(images, pad, offsets, jax.random.bernoulli(flip_rng, shape=(len(images),)) if flip else None)
+
+
+def fixed_views(
+    rng: jax.Array, images: jax.Array, index: jax.Array, view: jax.Array, *, pad: int, flip: bool
+) -> jax.Array:
+    """Augment as `augment` does, to one of each image's numbered views: the same pixels whenever they are asked for.
+
+    Args:
+        rng: key of all views.
+        images: uint8 [B, H, W, C].
+        index: int32 [B], what tells an image from the others.
+        view: int32 [B], which of its views.
+        pad: as for `augment`.
+        flip: as for `augment`.
+
+    Returns:
+        uint8 [B, H, W, C].
+    """
+    keys = jax.vmap(lambda i, v: jax.random.split(jax.random.fold_in(jax.random.fold_in(rng, i), v)))(index, view)
+    offsets = jax.vmap(lambda key: jax.random.randint(key, (2,), 0, 2 * pad + 1))(keys[:, 0]) if pad else None
+    return _view(images, pad, offsets, jax.vmap(jax.random.bernoulli)(keys[:, 1]) if flip else None)
+
+
+def _view(images: jax.Array, pad: int, offsets: jax.Array | None, mirrored: jax.Array | None) -> jax.Array:
+    """Return the crops at `offsets` [B, 2] of the padded images, and mirrored where `mirrored` [B] says so."""
+    if offsets is not None:
         padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
         images = jax.vmap(lambda image, at: jax.lax.dynamic_slice(image, (at[0], at[1], 0), images.shape[1:]))(
             padded, offsets
         )
-    if flip:
-        mirrored = jax.random.bernoulli(flip_rng, shape=(len(images), 1, 1, 1))
-        images = jnp.where(mirrored, images[:, :, ::-1], images)
+    if mirrored is not None:
+        images = jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
     return images

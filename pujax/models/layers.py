@@ -1,10 +1,13 @@
 """Convolution, linear and BatchNorm layers that initialise and compute as PyTorch's do, in NHWC."""
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default for weights, has variance 1/(3 fan_in).
 KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -26,9 +29,42 @@ def conv(
         feature_group_count=groups,
         use_bias=False,
         kernel_init=KERNEL_INIT,
+        conv_general_dilated=phase_conv if jax.default_backend() == "cpu" else None,
         dtype=dtype,
         name=name,
     )
+
+
+def phase_conv(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **options: Any) -> jax.Array:
+    """Convolve as `lax.conv_general_dilated` does, and with stride 2 in stride-1 convolutions.
+
+    Each of the four phases of the image, its even or odd rows and columns, meets the part of the kernel that falls on
+    it. XLA:CPU takes the gradient of a strided convolution over an image stuffed with zeros, at four times the work.
+
+    Args:
+        x: [B, H, W, C].
+        kernel: [k, k, C / groups, features].
+        strides: two numbers.
+        padding: ((before, after), (before, after)).
+        **options: further arguments of `lax.conv_general_dilated`.
+    """
+    if tuple(strides) != (2, 2) or options["feature_group_count"] > 1:
+        return lax.conv_general_dilated(x, kernel, strides, padding, **options)
+    size = kernel.shape[0]
+    height, width = ((n + sum(pad) - size) // 2 + 1 for n, pad in zip(x.shape[1:3], padding))  # of the output
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    phases = [
+        lax.conv_general_dilated(
+            x[:, i::2, j::2][:, : height + (size - 1 - i) // 2, : width + (size - 1 - j) // 2],
+            kernel[i::2, j::2],
+            (1, 1),
+            "VALID",
+            **options,
+        )
+        for i in range(min(2, size))
+        for j in range(min(2, size))
+    ]
+    return sum(phases[1:], phases[0])
 
 
 def biased_conv(features: int, size: int, in_features: int, *, dtype: jnp.dtype, name: str) -> nn.Conv:
@@ -59,25 +95,67 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Normalise [..., C]; with `train` by the batch's statistics, which also move the running ones."""
-        features = x.shape[-1:]
+        x, features = x.astype(self.dtype), x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, features)
         bias = self.param("bias", nn.initializers.zeros, features)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, features)
         running_var = self.variable("batch_stats", "var", jnp.ones, features)
-        if train:
-            wide = x.astype(jnp.float32)
-            axes = tuple(range(x.ndim - 1))
-            mean = jnp.mean(wide, axes)
-            var = jnp.mean(jnp.square(wide - mean), axes)
-            if not self.is_initializing():
-                count = x.size // x.shape[-1]
-                unbiased = var * (count / max(count - 1, 1))
-                running_mean.value += self.momentum * (mean - running_mean.value)
-                running_var.value += self.momentum * (unbiased - running_var.value)
-        else:
-            mean, var = running_mean.value, running_var.value
-        factor = scale * jax.lax.rsqrt(var + self.epsilon)
-        return (x * factor.astype(self.dtype) + (bias - mean * factor).astype(self.dtype)).astype(self.dtype)
+        if not train:
+            return _scale_and_shift(x, scale, bias, running_mean.value, running_var.value, self.epsilon)
+        y, mean, var = _normalize_by_batch(x, scale, bias, self.epsilon)
+        if not self.is_initializing():
+            count = x.size // x.shape[-1]
+            mean, var = jax.lax.stop_gradient((mean, var))
+            running_mean.value += self.momentum * (mean - running_mean.value)
+            running_var.value += self.momentum * (var * (count / max(count - 1, 1)) - running_var.value)
+        return y
+
+
+def _scale_and_shift(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, mean: jax.Array, var: jax.Array, epsilon: float
+) -> jax.Array:
+    factor = scale * jax.lax.rsqrt(var + epsilon)
+    return (x * factor.astype(x.dtype) + (bias - mean * factor).astype(x.dtype)).astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _normalize_by_batch(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return (normalised x [..., C], batch mean [C], biased batch variance [C]).
+
+    Gradients are those of the first output alone, in closed form: two passes over x where differentiation of the
+    definition makes four. With `_channel_mean` that is three times as fast on a CPU.
+    """
+    wide = x.astype(jnp.float32)
+    mean = _channel_mean(wide)
+    var = _channel_mean(jnp.square(wide - mean))
+    return _scale_and_shift(x, scale, bias, mean, var, epsilon), mean, var
+
+
+def _normalize_forward(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> tuple[Any, Any]:
+    outputs = _normalize_by_batch(x, scale, bias, epsilon)
+    _, mean, var = outputs
+    return outputs, (x, scale, mean, jax.lax.rsqrt(var + epsilon))
+
+
+def _normalize_backward(epsilon: float, residuals: Any, gradients: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x, scale, mean, inverse = residuals
+    gradient, count = gradients[0].astype(jnp.float32), x.size // x.shape[-1]
+    centred = (x.astype(jnp.float32) - mean) * inverse
+    gradient_mean, projection = _channel_mean(gradient), _channel_mean(gradient * centred)
+    dx = scale * inverse * (gradient - gradient_mean - centred * projection)
+    return dx.astype(x.dtype), projection * count, gradient_mean * count
+
+
+_normalize_by_batch.defvjp(_normalize_forward, _normalize_backward)
+
+
+def _channel_mean(x: jax.Array) -> jax.Array:
+    """Return the mean [C] of [..., C]; a row of the image is summed as one long vector, for C may be short."""
+    rows = x.reshape(-1, *x.shape[-2:]) if x.ndim > 2 else x[:, None]
+    summed = jnp.sum(rows.reshape(len(rows), -1), axis=0).reshape(rows.shape[1:])
+    return jnp.sum(summed, axis=0) / (x.size // x.shape[-1])
 
 
 def global_mean(x: jax.Array) -> jax.Array:
