@@ -2,6 +2,7 @@
 
     python -m benchmarks.ablation --table quickstart
     python -m benchmarks.ablation --table rates --data raw      # raw: see benchmarks/build_embedded_data.py --raw_out
+    python -m benchmarks.ablation --table digits --data raw     # MNIST, 100 labelled a class, pool with letters
     python -m benchmarks.ablation --table cifar10 --data DIR    # DIR: cifar_train.npz cifar_test.npz in_pool.npz and,
                                                                 # optionally, cifar_teacher.safetensors
 
@@ -13,6 +14,7 @@ appended to `benchmarks/results/<table>.jsonl`; rows that are there are not run 
 import argparse
 import dataclasses
 import datetime
+import functools
 import json
 import subprocess
 from collections.abc import Callable
@@ -21,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import nearest_neighbour
 from configs import cifar10, quickstart
 from pujax import pipeline
 from pujax.config import Config, SourceConfig, resolve
@@ -46,6 +49,19 @@ RELEASED = {
     "distill.class_weights": "inverse_frequency",
     "distill.robust": "paper",
     "distill.temperature": 1.0,
+}
+RELEASED_CUT: dict[str, dict[str, Any]] = {
+    "rates": {},
+    "quickstart": {"scorer.class_prior": "0.05", "scorer.num_steps": 200, "scorer.batch_size": 1024},
+    "digits": {"scorer.class_prior": "0.0833", "scorer.num_steps": 400, "scorer.batch_size": 1024},
+    "cifar10": {
+        "scorer.class_prior": "0.1",
+        "scorer.num_steps": 100,
+        "scorer.batch_size": 1024,
+        "scorer.flip": True,
+        "scorer.crop_padding": 4,
+        "mining.selection": "top_k",
+    },
 }
 # One change at a time, from the default.
 CHANGES: dict[str, dict[str, Any]] = {
@@ -86,7 +102,10 @@ def rate_config(seed: int, data: Path, rate: float) -> Config:
     """Return the quickstart on fresh draws of the labelled images and of a pool with positives at `rate`."""
     labelled, pool = data / f"labelled_{seed}.npz", data / f"pool_{rate:g}_{seed}.npz"
     if not pool.exists():
-        _write_draw(labelled, pool, data, rate, seed)
+        positives = round(rate * 30_000)
+        digits = (30_000 - positives) // 2
+        counts = {"mnist_train": digits, "letters": 30_000 - positives - digits}
+        _write_draw(labelled, pool, data, seed, "fashion_train", 10, positives, counts)
     options = {
         "seed": seed,
         "baselines": (),
@@ -96,33 +115,68 @@ def rate_config(seed: int, data: Path, rate: float) -> Config:
     return set_options(quickstart.get_config(), options)
 
 
-def _write_draw(labelled_path: Path, pool_path: Path, data: Path, rate: float, seed: int, size: int = 30_000) -> None:
-    """Draw ten labelled Fashion images a class, and a pool of others, digits and letters; `truth` marks the Fashion."""
+def digits_config(seed: int, data: Path, workdir: Path) -> Config:
+    """Return MNIST with 100 labelled images a class; 5,000 digits in a pool of 60,000 letters and Fashion images."""
+    labelled, pool = data / f"digits_labelled_{seed}.npz", data / f"digits_pool_{seed}.npz"
+    if not pool.exists():
+        counts = {"letters": 30_000, "fashion_train": 25_000}
+        _write_draw(labelled, pool, data, seed, "mnist_train", 100, 5_000, counts)
+    options = {
+        "data.labelled": SourceConfig(kind="array", path=str(labelled)),
+        "data.full": SourceConfig(kind="array", path=str(data / "mnist_train.npz")),
+        "data.test": SourceConfig(kind="array", path=str(data / "mnist_test.npz")),
+        "data.pool": SourceConfig(kind="array", path=str(pool)),
+        "data.mean": (0.1307,),
+        "data.std": (0.3081,),
+        "distill.flip": False,
+        "teacher.weights": "",
+        "teacher.num_steps": 3000,
+        "teacher.learning_rate": 0.02,
+        "teacher.warmup_steps": 200,
+        "teacher.crop_padding": 2,
+        "baselines": ("labelled_only", "random", "teacher_confidence", "all", "true_positives", "full_data"),
+    }
+    config = set_options(quickstart.get_config(), options)
+    return set_options(config, {"seed": seed, "teacher.weights": trained_teacher(config, workdir / "digits-teacher")})
+
+
+def trained_teacher(config: Config, workdir: Path) -> str:
+    """Return the weights file of the teacher that the config describes, trained once for all rows and seeds."""
+    pipeline.run(resolve(config), workdir, ("teacher",))
+    return str(workdir / "teacher" / "teacher.safetensors")
+
+
+def _write_draw(
+    labelled_path: Path,
+    pool_path: Path,
+    data: Path,
+    seed: int,
+    target: str,
+    per_class: int,
+    positives: int,
+    others: dict[str, int],
+) -> None:
+    """Draw `per_class` labelled images of `target` a class, and a pool of `positives` more and of `others`."""
     rng = np.random.default_rng(seed)
-    arrays = {name: np.load(data / f"{name}.npz") for name in ("fashion_train", "mnist_train", "letters")}
-    fashion, labels = arrays["fashion_train"]["images"], arrays["fashion_train"]["labels"]
-    labelled = np.concatenate([rng.choice(np.flatnonzero(labels == k), 10, replace=False) for k in range(10)])
-    np.savez(labelled_path, images=fashion[labelled], labels=labels[labelled])
-    positives = round(rate * size)
-    digits = (size - positives) // 2
-    counts = (positives, digits, size - positives - digits)
-    sets = (np.delete(fashion, labelled, axis=0), arrays["mnist_train"]["images"], arrays["letters"]["images"])
+    arrays = {name: np.load(data / f"{name}.npz") for name in (target, *others)}
+    images, labels = arrays[target]["images"], arrays[target]["labels"]
+    labelled = np.concatenate([rng.choice(np.flatnonzero(labels == k), per_class, replace=False) for k in range(10)])
+    np.savez(labelled_path, images=images[labelled], labels=labels[labelled])
+    sets = (np.delete(images, labelled, axis=0), *(arrays[name]["images"] for name in others))
+    counts = (positives, *others.values())
     pool = np.concatenate([own[rng.choice(len(own), count, replace=False)] for own, count in zip(sets, counts)])
-    order = rng.permutation(size)
-    np.savez(pool_path, images=pool[order], truth=(np.arange(size) < positives)[order])
+    order = rng.permutation(len(pool))
+    np.savez(pool_path, images=pool[order], truth=(np.arange(len(pool)) < positives)[order])
 
 
-def cifar_config(seed: int, data: Path, per_class: int, steps: int) -> Config:
+def cifar_config(seed: int, data: Path, per_class: int, steps: int, workdir: Path) -> Config:
     """Return the CIFAR-10 protocol with networks that two CPU cores can train."""
-    teacher = data / "cifar_teacher.safetensors"
     options: dict[str, Any] = {
-        "seed": seed,
         "data.labelled": SourceConfig(kind="array", path=str(data / "cifar_train.npz"), per_class=per_class),
         "data.full": SourceConfig(kind="array", path=str(data / "cifar_train.npz")),
         "data.test": SourceConfig(kind="array", path=str(data / "cifar_test.npz")),
         "data.pool": SourceConfig(kind="array", path=str(data / "in_pool.npz")),
         "teacher.model": "cifar_resnet10_w16",
-        "teacher.weights": str(teacher) if teacher.exists() else "",
         "teacher.num_steps": 6000,
         "teacher.warmup_steps": 500,
         "distill.model": "cifar_resnet10_w8",
@@ -135,7 +189,9 @@ def cifar_config(seed: int, data: Path, per_class: int, steps: int) -> Config:
         "mining.selection": "top_k",
         "baselines": ("labelled_only", "random", "teacher_confidence", "full_data"),
     }
-    return set_options(cifar10.get_config(), options)
+    config, given = set_options(cifar10.get_config(), options), data / "cifar_teacher.safetensors"
+    weights = str(given) if given.exists() else trained_teacher(config, workdir / "cifar10-teacher")
+    return set_options(config, {"seed": seed, "teacher.weights": weights})
 
 
 def run_row(config: Config, workdir: Path, stages: tuple[str, ...] = pipeline.STAGES) -> dict[str, Any]:
@@ -172,27 +228,30 @@ def commit() -> str:
     return subprocess.run(describe, capture_output=True, text=True, cwd=RESULTS.parent, check=False).stdout.strip()
 
 
+def base_config(args: argparse.Namespace, seed: int) -> Config:
+    """Return pujax's own row of a table of students."""
+    if args.table == "quickstart":
+        return quickstart_config(seed)
+    if args.table == "digits":
+        return digits_config(seed, args.data, args.workdir)
+    return cifar_config(seed, args.data, args.per_class, args.steps, args.workdir)
+
+
 def jobs(args: argparse.Namespace) -> list[tuple[str, int, dict[str, Any], Callable[[], Config], tuple[str, ...]]]:
     """Return (row, seed, setting, config, stages) of every job of the table, the most telling first."""
+    setting = {"per_class": args.per_class, "student_steps": args.steps} if args.table == "cifar10" else {}
+    rows = {"pujax": {}, "released": RELEASED | RELEASED_CUT[args.table] | {"baselines": ()}}
+    if args.changes:
+        rows |= {row: options | {"baselines": ()} for row, options in CHANGES.items()}
     work = []
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         if args.table == "rates":
             for rate in RATES:
-                make = lambda seed=seed, rate=rate: rate_config(seed, args.data, rate)  # noqa: E731
+                make = functools.partial(rate_config, seed, args.data, rate)
                 work.append(("pujax", seed, {"rate": rate}, make, ("teacher", "scorer", "mine")))
             continue
-        if args.table == "quickstart":
-            base, setting, rows = (lambda seed=seed: quickstart_config(seed)), {}, CHANGES
-            released = RELEASED | {"scorer.class_prior": "0.05", "scorer.num_steps": 200, "scorer.batch_size": 1024}
-        else:
-            base = lambda seed=seed: cifar_config(seed, args.data, args.per_class, args.steps)  # noqa: E731
-            setting, rows = {"per_class": args.per_class, "student_steps": args.steps}, CHANGES
-            released = RELEASED | {"scorer.class_prior": "0.1", "scorer.num_steps": 100, "scorer.batch_size": 1024}
-            released |= {"mining.selection": "top_k"}
-        work.append(("pujax", seed, setting, base, pipeline.STAGES))
-        others = {"released": released} | (rows if args.changes else {})
-        for row, options in others.items():
-            make = lambda base=base, options=options: set_options(base(), options | {"baselines": ()})  # noqa: E731
+        for row, options in rows.items():
+            make = lambda seed=seed, options=options: set_options(base_config(args, seed), options)  # noqa: E731
             work.append((row, seed, setting, make, pipeline.STAGES))
     return work
 
@@ -200,7 +259,7 @@ def jobs(args: argparse.Namespace) -> list[tuple[str, int, dict[str, Any], Calla
 def main() -> None:
     """Run the jobs of a table that have no result yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", choices=("quickstart", "rates", "cifar10"), required=True)
+    parser.add_argument("--table", choices=tuple(RELEASED_CUT), required=True)
     parser.add_argument("--data", type=Path, default=Path("raw"), help="folder of the arrays that the table needs")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first_seed", type=int, default=0)
@@ -218,10 +277,13 @@ def main() -> None:
             continue
         name = "-".join([args.table, row.replace(" ", "_"), *map(str, setting.values()), str(seed)])
         print(f"== {name}", flush=True)
-        summary = run_row(make(), args.workdir / name, stages)
+        config = make()
+        summary = run_row(config, args.workdir / name, stages)
+        lines = result_lines(args.table, row, seed, summary, setting)
+        if row == "pujax" and "distill" in stages:
+            lines.append({**lines[1], **nearest_neighbour.run(resolve(config), args.workdir / name)})
         with out.open("a") as file:
-            for line in result_lines(args.table, row, seed, summary, setting):
-                file.write(json.dumps(line) + "\n")
+            file.writelines(json.dumps(line) + "\n" for line in lines)
 
 
 if __name__ == "__main__":

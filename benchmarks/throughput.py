@@ -6,8 +6,10 @@ Each framework runs in a process of its own; both stay alive and take turns, so 
 or load meets both. Before anything is timed, both sides train from the same weights on the same batch and their loss
 curves are compared. Reported are medians over rounds. Results are appended to `benchmarks/results/throughput.jsonl`.
 
-Cases: scoring (teacher forward), teacher_step, kd_step (teacher forward + student update), kd_step_cached (teacher
-logits given). On a CPU both sides use float32; on a GPU both use bfloat16 compute with float32 parameters.
+Cases: scoring (teacher forward), teacher_step, finetune_step (the released scorer: teacher's backbone and gated head
+under the non-negative risk), kd_step (teacher forward + student update), kd_step_cached (teacher logits given; also
+compared with PyTorch's uncached step). On a CPU both sides use float32; on a GPU both use bfloat16 compute with float32
+parameters.
 """
 
 import argparse
@@ -25,7 +27,7 @@ import numpy as np
 
 from benchmarks.ablation import RESULTS, commit
 
-CASES = ("scoring", "teacher_step", "kd_step", "kd_step_cached")
+CASES = ("scoring", "teacher_step", "finetune_step", "kd_step", "kd_step_cached")
 VARIANTS = ("released", "best")
 PEAK_FLOPS = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}  # dense bf16
 
@@ -40,9 +42,10 @@ class JaxSide:
         import optax
 
         from pujax.config import DistillConfig
-        from pujax.losses import kd_loss, kl_from_logits
-        from pujax.models import create_classifier
+        from pujax.losses import kd_loss, kl_from_logits, nnpu_risk
+        from pujax.models import PUScorer, create_classifier
         from pujax.optim import make_optimizer
+        from pujax.scorer import PUNet
         from pujax.sharding import configure_backend, make_mesh, replicate
         from pujax.train import init_state, make_train_step
 
@@ -50,23 +53,34 @@ class JaxSide:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
         classes = batch["classes"]
         teacher, student = (create_classifier(name, classes, dtype=dtype) for name in names)
-        trained = teacher if case == "teacher_step" else student
         config = DistillConfig(learning_rate=learning_rate, schedule="constant", weight_decay=5e-4)
         mesh, tx = make_mesh(jax.devices()[:1]), make_optimizer(config)
         self.images, labels = jnp.asarray(batch["images"]), jnp.asarray(batch["labels"])
-        frozen = replicate(mesh, {"teacher": variables[0], "class_weights": np.ones(classes, np.float32)})
-        apply = functools.partial(trained.apply, train=True, mutable=["batch_stats"])
+        frozen = replicate(mesh, {"teacher": variables["teacher"], "class_weights": np.ones(classes, np.float32)})
+        scorer = PUNet(teacher, PUScorer(gate=True))
 
-        def loss_fn(params: Any, batch_stats: Any, frozen: Any, batch: Any, rng: jax.Array) -> Any:
-            (logits, _), mutated = apply({"params": params, "batch_stats": batch_stats}, batch["image"])
-            if case == "teacher_step":
-                loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]))
-            else:
-                known = batch.get("teacher_logits")
-                target = teacher.apply(frozen["teacher"], batch["image"], train=False)[0] if known is None else known
-                kl = kl_from_logits(logits, target, 4.0)
-                loss = kd_loss(kl, jnp.argmax(target, -1), weights=frozen["class_weights"])
-            return loss, (mutated.get("batch_stats", {}), {})
+        def classify(module: Any, params: Any, batch_stats: Any, images: jax.Array) -> Any:
+            inputs = {"params": params, "batch_stats": batch_stats}
+            (logits, _), mutated = module.apply(inputs, images, train=True, mutable=["batch_stats"])
+            return logits, (mutated.get("batch_stats", {}), {})
+
+        def teacher_loss(params: Any, batch_stats: Any, frozen: Any, batch: Any, rng: jax.Array) -> Any:
+            logits, rest = classify(teacher, params, batch_stats, batch["image"])
+            return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])), rest
+
+        def kd(params: Any, batch_stats: Any, frozen: Any, batch: Any, rng: jax.Array) -> Any:
+            target = batch.get("teacher_logits")
+            if target is None:
+                target = teacher.apply(frozen["teacher"], batch["image"], train=False)[0]
+            logits, rest = classify(student, params, batch_stats, batch["image"])
+            kl = kl_from_logits(logits, target, 4.0)
+            return kd_loss(kl, jnp.argmax(target, -1), weights=frozen["class_weights"]), rest
+
+        def pu(params: Any, batch_stats: Any, frozen: Any, batch: Any, rng: jax.Array) -> Any:
+            inputs = {"params": params, "batch_stats": batch_stats}
+            pu_logits, mutated = scorer.apply(inputs, batch["image"], train=True, mutable=["batch_stats"])
+            options = {"class_prior": 0.1, "beta": 0.0, "gamma": 1.0, "surrogate": "sigmoid"}
+            return nnpu_risk(pu_logits, batch["label"] % 2 == 0, **options)[0], (mutated.get("batch_stats", {}), {})
 
         rows = {"index": jnp.zeros(len(labels), jnp.int32), "image": self.images, "label": labels}
         forward = jax.jit(lambda v, x: teacher.apply(v, x, train=False))
@@ -79,8 +93,9 @@ class JaxSide:
             ).lower(frozen["teacher"], self.images).compile()  # fmt: skip
             self.step = lambda: compiled(frozen["teacher"], self.images)
         else:
-            initial = variables[0] if case == "teacher_step" else variables[1]
-            self.state = jax.tree.map(jnp.copy, replicate(mesh, init_state(initial, tx)))
+            trained = {"teacher_step": "teacher", "finetune_step": "scorer"}.get(case, "student")
+            self.state = jax.tree.map(jnp.copy, replicate(mesh, init_state(variables[trained], tx)))
+            loss_fn = {"teacher": teacher_loss, "scorer": pu, "student": kd}[trained]
             step = jax.jit(make_train_step(loss_fn, tx, mesh), donate_argnums=3)
             compiled = step.lower(frozen, {}, jax.random.key(0), self.state, rows).compile()
             self.step = functools.partial(self._update, compiled, frozen, jax.random.key(0), rows)

@@ -4,6 +4,7 @@ Variants: `released`, what users of the released code run (NCHW, float32, the lo
 channels_last, bf16 autocast, `torch.compile` (max-autotune) and fused SGD on a GPU, channels_last on a CPU.
 """
 
+import copy
 import time
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +24,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "cifar_resnet34": lambda: torch_models.ResNet(10, (3, 4, 6, 3)),
     "resnet18": lambda: torch_models.ResNet(1000, (2, 2, 2, 2), imagenet_stem=True),
     "resnet34": lambda: torch_models.ResNet(1000, (3, 4, 6, 3), imagenet_stem=True),
+    "resnet50": lambda: torch_models.ResNet(1000, (3, 4, 6, 3), imagenet_stem=True, block=torch_models.Bottleneck),
+    "mobilenet_v2": lambda: torch_models.MobileNetV2(1000),
 }
 
 
@@ -34,20 +37,25 @@ class TorchSide:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.best, self.cuda = variant == "best", self.device == "cuda"
         self.teacher, self.student = NETWORKS[teacher]().eval(), NETWORKS[student]()
+        channels, size = (1, 32) if teacher.startswith("lenet") else (3, 64)
+        with torch.no_grad():
+            features = self.teacher(torch.zeros(1, channels, size, size))[1]
+        head = torch_models.PUHead(sum(feature.shape[1] for feature in features))
+        self.scorer = nn.ModuleDict({"backbone": copy.deepcopy(self.teacher), "head": head})
 
-    def variables(self) -> tuple[Any, Any]:
-        """Return (teacher's, student's) weights as Flax variables."""
-        return torch_models.flax_variables(self.teacher), torch_models.flax_variables(self.student)
+    def variables(self) -> dict[str, Any]:
+        """Return the weights of "teacher", "student" and "scorer" as Flax variables."""
+        return {name: torch_models.flax_variables(getattr(self, name)) for name in ("teacher", "student", "scorer")}
 
     def prepare(self, case: str, images: np.ndarray, labels: np.ndarray, learning_rate: float) -> None:
         """Move everything to the device and build the step; `images` float32 NHWC, normalised."""
         layout = torch.channels_last if self.best else torch.contiguous_format
-        self.teacher.to(self.device, memory_format=layout)
-        self.student.to(self.device, memory_format=layout)
+        for net in (self.teacher, self.student, self.scorer):
+            net.to(self.device, memory_format=layout)
         nchw = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
         self.images = nchw.to(self.device, memory_format=layout)
         self.labels = torch.from_numpy(labels).long().to(self.device)
-        trained = self.teacher if case == "teacher_step" else self.student
+        trained = {"teacher_step": self.teacher, "finetune_step": self.scorer}.get(case, self.student)
         fused = {"fused": True} if self.best else {}
         self.optimizer = torch.optim.SGD(trained.parameters(), learning_rate, momentum=0.9, weight_decay=5e-4, **fused)
         with torch.no_grad():
@@ -87,6 +95,16 @@ class TorchSide:
 
     def _teacher_step(self) -> torch.Tensor:
         return self._update(nn.functional.cross_entropy(self.teacher(self.images)[0].float(), self.labels))
+
+    def _finetune_step(self) -> torch.Tensor:
+        logits = self.scorer["head"](self.scorer["backbone"](self.images)[1]).float()
+        positive = self.labels % 2 == 0
+        positive_risk = 0.1 * torch.sigmoid(-logits[positive]).mean()
+        negative_risk = torch.sigmoid(logits[~positive]).mean() - 0.1 * torch.sigmoid(logits[positive]).mean()
+        clipped = negative_risk < 0
+        value = torch.where(clipped, positive_risk, positive_risk + negative_risk)
+        surrogate = torch.where(clipped, -negative_risk, positive_risk + negative_risk)
+        return self._update(surrogate + (value - surrogate).detach())
 
     def _kd(self, teacher_logits: torch.Tensor, temperature: float = 4.0) -> torch.Tensor:
         log_p = torch.log_softmax(teacher_logits.float() / temperature, -1)

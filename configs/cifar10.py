@@ -37,6 +37,7 @@ def get_config() -> Config:
             weight_decay=0.02,
             hidden=64,
             distance=1.0,
+            flip=True,
         ),
         mining=MiningConfig(batch_size=4096, shard_size=100_000),
         distill=DistillConfig(

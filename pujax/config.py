@@ -62,7 +62,7 @@ class TrainingConfig:
     milestones: tuple[float, ...] = (0.25, 0.5, 0.75)  # of num_steps; a "step" schedule divides by ten at each
     warmup_steps: int = 0
     crop_padding: int = 0  # zero padding before a random crop; 0 switches crops off
-    flip: bool = False  # random horizontal flips
+    flip: bool = False  # random horizontal flips; in a frozen scorer, features averaged over both sides
     steps_per_call: int = 1  # optimiser steps per dispatch
 
 

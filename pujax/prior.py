@@ -85,6 +85,29 @@ def _density(scores: np.ndarray, grid: np.ndarray, bandwidth: float) -> np.ndarr
     return kernels.sum(1) / (len(scores) * bandwidth * np.sqrt(2 * np.pi))
 
 
+def unlevel_top(positive: np.ndarray, pool: np.ndarray) -> float:
+    """Test whether the pool's best images are like the labelled ones; return a z-score, suspicious above 3.
+
+    If the labelled images are a random sample of the positives (selected completely at random) and the best scores are
+    all positives, then F_u(c) / F_p(c) is level, at the class prior, from some c up. Compared are its values at the
+    median of the positives and at their upper fifth. A ratio that falls on towards the top means that labelled images
+    score above everything in the pool, so they differ from its positives in kind (style, resolution, compression), or
+    that negatives reach the median. In both cases the estimate of the class prior is not to be trusted.
+
+    Args:
+        positive: [P] held-out scores of positives.
+        pool: [U] held-out scores of the unlabelled.
+    """
+    shares = []
+    for quantile in (0.5, 0.8):
+        cut = np.quantile(positive, quantile)
+        shares.append((np.mean(positive >= cut), max(np.mean(pool >= cut), 1 / len(pool))))
+    (wide_positive, wide_pool), (top_positive, top_pool) = shares
+    change = np.log(wide_pool / wide_positive) - np.log(top_pool / top_positive)
+    variance = 1 / (len(pool) * wide_pool) + 1 / (len(pool) * top_pool) + (1 / top_positive - 1) / len(positive)
+    return float(change / np.sqrt(variance))
+
+
 def estimate_class_prior(
     positive: np.ndarray, pool: np.ndarray, *, seed: int, num_resamples: int = 100
 ) -> PriorEstimate:

@@ -9,6 +9,7 @@ positives is kept out of training for the same purpose.
 
 import dataclasses
 import functools
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from pujax.losses import pu_loss
 from pujax.metrics import MetricsLog, Progress, auc
 from pujax.models import PUScorer
 from pujax.optim import make_optimizer
-from pujax.prior import estimate_class_prior
+from pujax.prior import estimate_class_prior, unlevel_top
 from pujax.sharding import barrier, is_main_process, replicate
 from pujax.teacher import image_shape, load_teacher
 from pujax.train import LossFn, fit
@@ -83,11 +84,20 @@ def class_prior_block(config: Config, held_out: dict[str, np.ndarray]) -> dict[s
     given = given_class_prior(config.scorer)
     if given is not None:
         return {"class_prior": given, "class_prior_interval": None}
-    estimate = estimate_class_prior(held_out["positive"], held_out["pool"], seed=config.seed)
+    scores = held_out["positive"], held_out["pool"]
+    estimate, unlevel = estimate_class_prior(*scores, seed=config.seed), unlevel_top(*scores)
+    if unlevel > 3 and is_main_process():
+        print(
+            f"warning: labelled images score above the best of the pool (z = {unlevel:.1f}), so they are not a random "
+            f"sample of its positives, and the class prior {estimate.class_prior:.2g} is not to be trusted; "
+            "set mining.budget and mining.selection=top_k",
+            file=sys.stderr,
+        )
     return {
         "class_prior": estimate.class_prior,
         "class_prior_interval": [estimate.lo, estimate.hi],
         "class_prior_second": estimate.second,
+        "class_prior_unlevel_z": unlevel,
     }
 
 
@@ -103,10 +113,11 @@ def make_score_fn(config: Config, workdir: Path) -> tuple[Any, Any]:
     def fn(arguments: Any, images: jax.Array) -> dict[str, jax.Array]:
         variables, weights = arguments
         inputs = prepare(config, images)
-        logits, features = module.apply(variables, inputs, train=False)
         if config.scorer.mode == "frozen":
-            pu_logits = jnp.mean(head_logits(config.scorer, weights, jnp.concatenate(features, axis=-1)), axis=0)
+            logits, features = frozen_features(config, module, variables, inputs)
+            pu_logits = jnp.mean(head_logits(config.scorer, weights, features), axis=0)
         else:
+            logits, _ = module.apply(variables, inputs, train=False)
             pu_logits = PUNet(module, make_head(config.scorer)).apply(weights, inputs, train=False)
         probs = jax.nn.softmax(logits)
         return {
@@ -175,6 +186,21 @@ def _empty_distance_weights(config: Config, size: int) -> Any:
 # --- frozen ---------------------------------------------------------------------------------------------------
 
 
+def frozen_features(
+    config: Config, module: nn.Module, variables: Any, inputs: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Return the teacher's logits [B, K] and multi-scale features [B, D] of normalised images [B, H, W, C].
+
+    With `scorer.flip` the features are the mean of those of the image and of its mirror image.
+    """
+    logits, features = module.apply(variables, inputs, train=False)
+    joined = jnp.concatenate(features, axis=-1)
+    if config.scorer.flip:
+        _, mirrored = module.apply(variables, inputs[:, :, ::-1], train=False)
+        joined = (joined + jnp.concatenate(mirrored, axis=-1)) / 2
+    return logits, joined
+
+
 def _train_frozen(
     config: Config,
     workdir: Path,
@@ -214,8 +240,7 @@ def extract_features(
     """Return the teacher's multi-scale features, float32 [num_images, D], shallow to deep."""
 
     def fn(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
-        _, features = module.apply(variables, prepare(config, images), train=False)
-        return {"features": jnp.concatenate(features, axis=-1)}
+        return {"features": frozen_features(config, module, variables, prepare(config, images))[1]}
 
     progress = Progress(name, num_images, "image", enabled=bool(name) and is_main_process())
     batch_size = config.mining.batch_size

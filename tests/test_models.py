@@ -62,6 +62,12 @@ REFERENCES = {
     "cifar_resnet34": (lambda: torch_models.ResNet(10, (3, 4, 6, 3)), 32, 3),
     "resnet18": (lambda: torch_models.ResNet(10, (2, 2, 2, 2), imagenet_stem=True), 64, 3),
     "resnet34": (lambda: torch_models.ResNet(10, (3, 4, 6, 3), imagenet_stem=True), 64, 3),
+    "resnet50": (
+        lambda: torch_models.ResNet(10, (3, 4, 6, 3), imagenet_stem=True, block=torch_models.Bottleneck),
+        64,
+        3,
+    ),
+    "mobilenet_v2": (lambda: torch_models.MobileNetV2(10), 64, 3),
     "lenet5": (lambda: torch_models.LeNet(10), 32, 1),
     "lenet5_half": (lambda: torch_models.LeNet(10, widths=(3, 8, 60, 42)), 32, 1),
 }

@@ -51,7 +51,9 @@ def test_fixed_views_depend_on_image_and_number_alone():
     def views(rows, view, seed=0):
         numbers = jnp.full(len(rows), view, jnp.int32)
         images = jnp.asarray(IMAGES[rows])
-        return np.asarray(fixed_views(jax.random.key(seed), images, jnp.asarray(index[rows]), numbers, pad=2, flip=True))
+        return np.asarray(
+            fixed_views(jax.random.key(seed), images, jnp.asarray(index[rows]), numbers, pad=2, flip=True)
+        )
 
     rows = np.arange(64)
     assert (views(rows, 3)[::-1] == views(rows[::-1], 3)).all()  # whatever stands beside it in a batch

@@ -6,6 +6,8 @@ from torch import nn
 
 
 class Block(nn.Module):
+    expansion = 1
+
     def __init__(self, inside, width, stride):
         super().__init__()
         self.conv1 = nn.Conv2d(inside, width, 3, stride, 1, bias=False)
@@ -22,8 +24,30 @@ class Block(nn.Module):
         return torch.relu(y + (self.shortcut_bn(self.shortcut_conv(x)) if self.project else x))
 
 
+class Bottleneck(nn.Module):
+    expansion = 4
+
+    def __init__(self, inside, width, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inside, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(4 * width)
+        self.project = stride != 1 or inside != 4 * width
+        if self.project:
+            self.shortcut_conv = nn.Conv2d(inside, 4 * width, 1, stride, bias=False)
+            self.shortcut_bn = nn.BatchNorm2d(4 * width)
+
+    def forward(self, x):
+        y = torch.relu(self.bn1(self.conv1(x)))
+        y = self.bn3(self.conv3(torch.relu(self.bn2(self.conv2(y)))))
+        return torch.relu(y + (self.shortcut_bn(self.shortcut_conv(x)) if self.project else x))
+
+
 class ResNet(nn.Module):
-    def __init__(self, num_classes, stage_sizes, width=64, imagenet_stem=False):
+    def __init__(self, num_classes, stage_sizes, width=64, imagenet_stem=False, block=Block):
         super().__init__()
         self.imagenet_stem = imagenet_stem
         self.conv1 = (
@@ -35,9 +59,9 @@ class ResNet(nn.Module):
             blocks = []
             for j in range(size):
                 name, outside = f"layer{i + 1}_{j}", width * 2**i
-                self.add_module(name, Block(inside, outside, 2 if i and not j else 1))
+                self.add_module(name, block(inside, outside, 2 if i and not j else 1))
                 blocks.append(name)
-                inside = outside
+                inside = block.expansion * outside
             self.stages.append(blocks)
         self.linear = nn.Linear(inside, num_classes)
 
@@ -50,6 +74,52 @@ class ResNet(nn.Module):
             for name in blocks:
                 x = getattr(self, name)(x)
             features.append(x.mean((2, 3)))
+        return self.linear(features[-1]), features
+
+
+class InvertedResidual(nn.Module):
+    def __init__(self, inside, width, stride, expansion):
+        super().__init__()
+        hidden = inside * expansion
+        self.expand = expansion != 1
+        if self.expand:
+            self.expand_conv = nn.Conv2d(inside, hidden, 1, bias=False)
+            self.expand_bn = nn.BatchNorm2d(hidden)
+        self.depthwise_conv = nn.Conv2d(hidden, hidden, 3, stride, 1, groups=hidden, bias=False)
+        self.depthwise_bn = nn.BatchNorm2d(hidden)
+        self.project_conv = nn.Conv2d(hidden, width, 1, bias=False)
+        self.project_bn = nn.BatchNorm2d(width)
+        self.residual = stride == 1 and inside == width
+
+    def forward(self, x):
+        y = nn.functional.relu6(self.expand_bn(self.expand_conv(x))) if self.expand else x
+        y = self.project_bn(self.project_conv(nn.functional.relu6(self.depthwise_bn(self.depthwise_conv(y)))))
+        return x + y if self.residual else y
+
+
+class MobileNetV2(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 32, 3, 2, 1, bias=False), nn.BatchNorm2d(32)
+        inside, self.stages = 32, []
+        for i, (expansion, width, blocks, stride) in enumerate(
+            [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
+        ):
+            names = [f"layer{i + 1}_{j}" for j in range(blocks)]
+            for j, name in enumerate(names):
+                self.add_module(name, InvertedResidual(inside, width, 1 if j else stride, expansion))
+                inside = width
+            self.stages.append(names)
+        self.conv2, self.bn2 = nn.Conv2d(320, 1280, 1, bias=False), nn.BatchNorm2d(1280)
+        self.linear = nn.Linear(1280, num_classes)
+
+    def forward(self, x):
+        x, features = nn.functional.relu6(self.bn1(self.conv1(x))), []
+        for names in self.stages:
+            for name in names:
+                x = getattr(self, name)(x)
+            features.append(x.mean((2, 3)))
+        features.append(nn.functional.relu6(self.bn2(self.conv2(x))).mean((2, 3)))
         return self.linear(features[-1]), features
 
 

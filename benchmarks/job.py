@@ -1,0 +1,100 @@
+"""The whole quickstart against PyTorch written the released way, and how soon training starts.
+
+    python -m benchmarks.job                    # about fifteen minutes on two cores, most of them PyTorch's
+    python -m benchmarks.job --epochs 10        # PyTorch's scorer cut short: for trying the program, not for a result
+
+Both jobs are commands of their own, timed from outside, imports and compilation included: pujax with an empty
+compilation cache ("cold") and again with a full one ("warm"), without the comparison students. Start-up is the time
+from the command to the first optimiser step of the student, the stages before it being done and the cache warm. The
+result is appended to `benchmarks/results/job.jsonl`.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.ablation import RESULTS
+from benchmarks.throughput import provenance
+
+LAUNCH = [sys.executable, "-m", "pujax.launch", "--config", "configs/quickstart.py", "--config.baselines="]
+
+
+def run_pujax(workdir: Path, cache: Path) -> dict[str, Any]:
+    """Run the job; return its seconds and what its summary says."""
+    started = time.perf_counter()
+    subprocess.run([*LAUNCH, "--workdir", str(workdir)], check=True, env=_environment(cache), capture_output=True)
+    seconds = time.perf_counter() - started
+    summary = json.loads((workdir / "summary.json").read_text())
+    return {
+        "job_seconds": seconds,
+        "scorer_seconds": summary["scorer"]["seconds"],
+        "truth_auc": summary["scorer"]["truth_auc"],
+        "precision": summary["mining"]["precision"],
+        "accuracy": summary["student"]["accuracy"],
+    }
+
+
+def start_up(workdir: Path, cache: Path) -> float:
+    """Return the seconds from the command to the student's first logged step, the earlier stages being done."""
+    shutil.rmtree(workdir / "distill")
+    log = workdir / "metrics.jsonl"
+    seen, started = len(log.read_text()), time.perf_counter()
+    command = [*LAUNCH, "--workdir", str(workdir), "--config.log_every=1"]
+    with subprocess.Popen(
+        command, env=_environment(cache), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as job:
+        while '"distill/loss"' not in log.read_text()[seen:]:
+            if job.poll() is not None:
+                raise RuntimeError("the job ended before the student's first step")
+            time.sleep(0.01)
+        seconds = time.perf_counter() - started
+        job.kill()
+    return seconds
+
+
+def _environment(cache: Path) -> dict[str, str]:
+    return {**os.environ, "XDG_CACHE_HOME": str(cache)}
+
+
+def main() -> None:
+    """Measure and append the result line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=170, help="of PyTorch's scorer")
+    parser.add_argument("--rounds", type=int, default=3, help="times that the warm job and the start-up are measured")
+    parser.add_argument("--out", type=Path, default=RESULTS / "job.jsonl")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        cache = Path(folder) / "cache"
+        cold = run_pujax(Path(folder) / "cold", cache)
+        warm = [run_pujax(Path(folder) / f"warm{i}", cache) for i in range(args.rounds)]
+        starts = [start_up(Path(folder) / f"warm{i}", cache) for i in range(args.rounds)]
+    started = time.perf_counter()
+    command = [sys.executable, "-m", "benchmarks.torch_job", "--epochs", str(args.epochs)]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    released = json.loads(printed.splitlines()[-1]) | {"job_seconds": time.perf_counter() - started}
+    middle = sorted(warm, key=lambda line: line["job_seconds"])[args.rounds // 2]
+    line = {
+        "cold": cold,
+        "warm": middle,
+        "warm_job_seconds": [entry["job_seconds"] for entry in warm],
+        "start_up_seconds": starts,
+        "released": released,
+        "scorer_ratio": released["scorer_seconds"] / cold["scorer_seconds"],
+        "job_ratio": released["job_seconds"] / cold["job_seconds"],
+        "device": "cpu",
+        **provenance(),
+    }
+    with args.out.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    print(json.dumps(line, indent=2))
+
+
+if __name__ == "__main__":
+    main()

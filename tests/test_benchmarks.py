@@ -1,0 +1,64 @@
+"""The benchmark programs do what they say, at settings that take seconds; what they measure here is not looked at."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import ablation, nearest_neighbour, tables, throughput
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("case", ["finetune_step", "kd_step_cached"])
+def test_both_frameworks_compute_the_same_before_they_are_timed(case):
+    args = argparse.Namespace(batch_size=16, learning_rate=1e-2, seconds=0.03, rounds=1)
+    line = throughput.measure(case, ("lenet5", "lenet5_half"), args)
+    assert line["loss_difference"] < 1e-4
+    assert all(rate > 0 for rate in line["images_per_second"].values())
+    assert ("ratio_to_best_uncached" in line) == (case == "kd_step_cached")
+
+
+def test_the_gpu_script_does_each_slice_once(tmp_path):
+    settings = {"PYTHON": sys.executable, "CASES": "kd_step", "CIFAR_PAIRS": "lenet5:lenet5_half", "CIFAR_BATCH": "8"}
+    settings |= {"IMAGENET_PAIRS": "lenet5:no_such_network", "SECONDS_EACH": "0.03"}
+    command = ["bash", str(ROOT / "benchmarks/run_on_gpu.sh"), str(tmp_path)]
+    runs = [subprocess.run(command, capture_output=True, text=True, env={**os.environ, **settings}) for _ in range(2)]
+    assert [run.returncode for run in runs] == [1, 1]  # the broken slice is tried again, and says so
+    assert "== kd_step-lenet5-lenet5_half" in runs[0].stdout
+    assert "== kd_step-lenet5-lenet5_half" not in runs[1].stdout
+    assert "kd_step-lenet5-no_such_network did not finish" in runs[1].stdout
+    lines = (tmp_path / "throughput.jsonl").read_text().splitlines()
+    assert [json.loads(line)["case"] for line in lines] == ["kd_step"]
+
+
+def test_the_readme_holds_what_the_result_files_say():
+    text = (ROOT / "README.md").read_text()
+    assert tables.fill(text) == text
+
+
+def test_a_draw_holds_what_it_says(tmp_path):
+    rng = np.random.default_rng(0)
+    for i, name in enumerate(("target", "others")):
+        images = rng.integers(0, 100, (400, 4, 4), np.uint8) + np.uint8(100 * i)
+        np.savez(tmp_path / f"{name}.npz", images=images, labels=np.arange(400) % 10)
+    paths = tmp_path / "labelled.npz", tmp_path / "pool.npz"
+    ablation._write_draw(*paths, tmp_path, 3, "target", 5, 60, {"others": 140})
+    labelled, pool = map(np.load, paths)
+    assert np.bincount(labelled["labels"]).tolist() == [5] * 10
+    assert pool["truth"].sum() == 60 and len(pool["images"]) == 200
+    assert (pool["images"].max((1, 2)) < 100).tolist() == pool["truth"].tolist()
+    known = {image.tobytes() for image in labelled["images"]}
+    assert not any(image.tobytes() in known for image in pool["images"])
+
+
+def test_nearest_neighbours_are_the_five_nearest():
+    rng = np.random.default_rng(0)
+    queries, references = rng.normal(size=(23, 6)), rng.normal(size=(40, 6))
+    distances = np.sort(np.linalg.norm(queries[:, None] - references, axis=-1), axis=1)[:, :5].mean(1)
+    np.testing.assert_allclose(nearest_neighbour.mean_distances(queries, references, chunk=10), distances)
