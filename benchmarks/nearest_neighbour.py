@@ -11,7 +11,7 @@ from pujax.data.sources import open_source, read_or_fail
 from pujax.distill import train_student
 from pujax.metrics import MetricsLog, auc
 from pujax.mining import read_selection
-from pujax.scorer import extract_features
+from pujax.scorer import extract_inputs
 from pujax.sharding import make_mesh, replicate
 from pujax.teacher import load_teacher
 
@@ -26,7 +26,7 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
     module, variables = load_teacher(config, workdir)
     on_mesh = replicate(mesh, variables)
     positives, unlabelled = (
-        extract_features(
+        extract_inputs(
             config,
             module,
             on_mesh,
@@ -34,7 +34,7 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
             len(s),
             mesh=mesh,
             name="nearest",
-        )
+        )["features"]
         for s in (labelled, pool)
     )
     mean, std = unlabelled.mean(0), unlabelled.std(0) + 1e-6

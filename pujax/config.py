@@ -90,6 +90,7 @@ class ScorerConfig(TrainingConfig):
     hidden: int = 0  # width of the head's hidden layer; 0 is linear, as released
     feature_noise: float = 0.1  # frozen: standard deviation of noise on the standardised features
     distance: float = 0.0  # frozen: weight of the relative Mahalanobis distance beside the head's logit
+    energy: float = 0.0  # frozen: weight of the log-sum-exp of the teacher's logits beside the head's logit
     holdout: float = 0.2  # finetune: share of the positives kept out of training
 
 
@@ -185,6 +186,7 @@ _NOT_NEGATIVE = [
     "feature_noise",
     "num_perturbations",
     "distance",
+    "energy",
     "seed",
 ]
 

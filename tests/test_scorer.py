@@ -9,6 +9,8 @@ import pytest
 
 from pujax import scorer
 from pujax.config import Config, ScorerConfig
+from pujax.distance import relative_distance
+from pujax.heads import fit_heads, score
 from pujax.metrics import auc
 from pujax.models import create_classifier
 from pujax.sharding import make_mesh
@@ -34,16 +36,13 @@ def problem(num_pool=2000, rate=0.1, seed=0):
 
 
 def fit(config, positives, pool, mesh):
-    head = scorer.make_head(config)
-    rngs = jax.random.split(jax.random.key(0), config.folds)
-    heads = jax.vmap(lambda rng: head.init(rng, (jnp.zeros((1, pool.shape[1])),))["params"])(rngs)
-    weights = {"heads": heads, "mean": pool.mean(0), "std": pool.std(0)}
-    return scorer.fit_heads(
+    energies = [(x @ positives.mean(0)).astype(np.float32) for x in (positives, pool)]
+    positives, pool = ({"features": x, "energy": e} for x, e in zip((positives, pool), energies))
+    return fit_heads(
         config,
-        weights,
         positives,
         pool,
-        labels=np.arange(len(positives)) % 3,
+        labels=np.arange(len(positives["features"])) % 3,
         num_classes=4,
         rng=jax.random.key(1),
         mesh=mesh,
@@ -58,21 +57,35 @@ def test_it_ranks_the_pool_and_held_out_positives_look_like_the_pools_own():
     assert 0.4 < auc(positive_logits, pool_logits[truth]) < 0.6
 
 
-def test_the_distance_helps_a_head_that_learnt_nothing():
+@pytest.mark.parametrize("part", ["distance", "energy"])
+def test_parts_beside_the_logit_help_a_head_that_learnt_nothing(part):
     positives, pool, truth = problem()
     aucs = []
-    for distance in (0.0, 1.0):
-        config = dataclasses.replace(CONFIG, num_steps=1, learning_rate=1e-6, distance=distance)
+    for weight in (0.0, 1.0):
+        config = dataclasses.replace(CONFIG, num_steps=1, learning_rate=1e-6, **{part: weight})
         _, positive_scores, scores = fit(config, positives, pool, make_mesh(jax.devices()[:1]))
         aucs.append(auc(scores[truth], scores[~truth]))
         assert len(positive_scores) == len(positives)
     assert aucs[0] < 0.9 < aucs[1]
 
 
+def test_the_score_is_the_weighted_sum_of_parts_standardised_over_the_pool():
+    positives, pool, _ = problem()
+    both, plain = (dataclasses.replace(CONFIG, distance=d, energy=e) for d, e in ((2.0, 0.5), (0.0, 0.0)))
+    inputs = {"features": pool, "energy": (pool @ positives.mean(0)).astype(np.float32)}
+    weights, _, _ = fit(both, positives, pool, make_mesh(jax.devices()[:1]))
+    scores, logits = score(both, weights, inputs), score(plain, weights, inputs)
+    for k in range(CONFIG.folds):
+        gaussians = jax.tree.map(lambda x, k=k: x[k], weights["gaussians"])
+        parts = [logits[k], relative_distance(gaussians, pool), inputs["energy"]]
+        expected = sum(w * (x - np.mean(x)) / np.std(x) for w, x in zip((1.0, 2.0, 0.5), parts))
+        np.testing.assert_allclose(scores[k], expected, atol=2e-4)
+
+
 def test_one_device_equals_eight(meshes):
     positives, pool, _ = problem()
     config = dataclasses.replace(
-        CONFIG, num_steps=10, gate=True, hidden=8, loss="nnpu", class_prior="0.1", distance=1.0
+        CONFIG, num_steps=10, gate=True, hidden=8, loss="nnpu", class_prior="0.1", distance=1.0, energy=0.5
     )
     one, eight = (fit(config, positives, pool, mesh) for mesh in meshes)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight)):

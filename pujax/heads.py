@@ -1,0 +1,212 @@
+"""PU heads on stored features: one head a fold, trained together, and the parts that are added to their logits.
+
+Every head is trained on the examples outside its fold, so that each positive and each sampled pool image has a score
+from a head that did not see it: these held-out scores estimate the class prior and are all that is reported.
+
+An image's score is the logit of the head. Where the pool overlaps the classes in style but not in kind, two parts
+that need no training see what the head does not: `distance`, the relative Mahalanobis distance to the labelled
+classes, and `energy`, the log-sum-exp of the teacher's logits, large where the teacher finds any class. With either of
+them, the parts are each brought to mean 0 and variance 1 over the pool and added with their weights.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from pujax.config import ScorerConfig, given_class_prior
+from pujax.distance import fit_gaussians, relative_distance
+from pujax.losses import pu_loss
+from pujax.metrics import MetricsLog
+from pujax.models import PUScorer
+from pujax.optim import make_optimizer
+from pujax.sharding import replicate
+
+ROUGH_PRIOR = 0.1  # used inside losses that need a prior before any scores exist to estimate one from
+
+Inputs = dict[str, Any]  # "features": float32 [B, D], multi-scale; "energy": float32 [B]
+
+
+def make_head(config: ScorerConfig) -> PUScorer:
+    """Return the module that turns features into one logit."""
+    return PUScorer(gate=config.gate, hidden=config.hidden)
+
+
+def init_heads(config: ScorerConfig, rng: jax.Array, *, size: int, num_classes: int) -> Any:
+    """Return weights at step 0, in the shapes of trained ones, for features of `size` channels."""
+    head, folds = make_head(config), config.folds
+    params = jax.vmap(lambda r: head.init(r, (jnp.zeros((1, size)),))["params"])(jax.random.split(rng, folds))
+    weights = {"heads": params, "mean": jnp.zeros(size), "std": jnp.ones(size)}
+    if config.distance:
+        weights["gaussians"] = {
+            "class_means": jnp.zeros((folds, num_classes, size)),
+            "class_whitening": jnp.zeros((folds, size, size)),
+            "pool_mean": jnp.zeros((folds, size)),
+            "pool_whitening": jnp.zeros((folds, size, size)),
+        }
+    num_parts = len(_part_weights(config))
+    if num_parts > 1:
+        weights |= {"part_mean": jnp.zeros((num_parts, folds)), "part_std": jnp.ones((num_parts, folds))}
+    return weights
+
+
+def score(config: ScorerConfig, weights: Any, inputs: Inputs) -> jax.Array:
+    """Return the score [folds, B] of every fold: see the module's docstring."""
+    parts = _parts(config, weights, inputs)
+    if len(parts) == 1:
+        return parts[0]
+    standardised = (parts - weights["part_mean"][..., None]) / weights["part_std"][..., None]
+    return jnp.tensordot(_part_weights(config), standardised, axes=1)
+
+
+def _part_weights(config: ScorerConfig) -> jax.Array:
+    """Return the weights of the parts that are switched on: the head's logit, then distance and energy."""
+    return jnp.array([1.0, *(weight for weight in (config.distance, config.energy) if weight)])
+
+
+def _parts(config: ScorerConfig, weights: Any, inputs: Inputs) -> jax.Array:
+    """Return the parts of the score, [parts, folds, B], as they are."""
+    standardised = (inputs["features"] - weights["mean"]) / weights["std"]
+    logits = jax.vmap(lambda params: make_head(config).apply({"params": params}, (standardised,)))(weights["heads"])
+    parts = [logits]
+    if config.distance:
+        parts.append(jax.vmap(relative_distance, in_axes=(0, None))(weights["gaussians"], inputs["features"]))
+    if config.energy:
+        parts.append(jnp.broadcast_to(inputs["energy"], logits.shape))
+    return jnp.stack(parts)
+
+
+def fit_heads(
+    config: ScorerConfig,
+    positives: Inputs,
+    pool: Inputs,
+    *,
+    labels: np.ndarray,
+    num_classes: int,
+    rng: jax.Array,
+    mesh: Mesh,
+    log: MetricsLog,
+) -> tuple[Any, np.ndarray, np.ndarray]:
+    """Train one head per fold, all in the same dispatches, each on the examples outside its fold.
+
+    Args:
+        config: loss, number of steps, batch shares.
+        positives: of the P labelled images.
+        pool: of the U images of the pool sample.
+        labels: int [P]; only the distances use them.
+        num_classes: K.
+        rng: root key.
+        mesh: devices; the batch is split over them.
+        log: receives the losses.
+
+    Returns:
+        (weights, held-out scores of the positives [P], of the pool sample [U]).
+
+    Raises:
+        ValueError: fewer positives or pool images than folds.
+        FloatingPointError: the loss is not finite.
+    """
+    init_rng, rng = jax.random.fold_in(rng, 0), jax.random.fold_in(rng, 1)
+    raw = [positives["features"], pool["features"]]
+    if min(map(len, raw)) < config.folds:
+        raise ValueError(
+            f"{len(raw[0])} labelled and {len(raw[1])} pool images are too few for scorer.folds={config.folds}"
+        )
+    folds = [np.random.default_rng((0, len(x))).permutation(len(x)) % config.folds for x in raw]
+    weights = init_heads(config, init_rng, size=raw[1].shape[1], num_classes=num_classes)
+    weights |= {"mean": raw[1].mean(0), "std": raw[1].std(0) + 1e-6}
+    data = {
+        "features": [(x - weights["mean"]) / weights["std"] for x in raw],
+        "rows": [_rows_outside_folds(fold, config.folds) for fold in folds],
+    }
+    prior = given_class_prior(config) or ROUGH_PRIOR
+    train_heads = jax.jit(functools.partial(_scan_heads, config, mesh))
+    heads, losses = train_heads(replicate(mesh, weights["heads"]), replicate(mesh, data), rng, prior)
+    _check_and_log(jax.device_get(losses), log)
+    weights |= {"heads": jax.device_get(heads)}
+    if config.distance:
+        outside = [np.flatnonzero(folds[0] != k) for k in range(config.folds)]
+        weights["gaussians"] = _fit_distances(raw[0], labels, outside, raw[1], num_classes)
+    if "part_mean" in weights:
+        parts = jax.jit(functools.partial(_parts, config))(weights, pool)
+        weights |= {"part_mean": np.mean(parts, axis=-1), "part_std": np.std(parts, axis=-1) + 1e-6}
+    scorer = jax.jit(functools.partial(score, config))
+    held_out = [
+        np.asarray(scorer(weights, inputs))[fold, np.arange(len(fold))]
+        for inputs, fold in zip((positives, pool), folds)
+    ]
+    return weights, *held_out
+
+
+def _rows_outside_folds(fold: np.ndarray, num_folds: int) -> np.ndarray:
+    """Return int32 [num_folds, n]: for each fold the rows not in it, cut to a common length."""
+    rows = [np.flatnonzero(fold != k) for k in range(num_folds)]
+    shortest = min(map(len, rows))
+    return np.stack([r[:shortest] for r in rows]).astype(np.int32)
+
+
+def _scan_heads(
+    config: ScorerConfig, mesh: Mesh, heads: Any, data: Any, rng: jax.Array, class_prior: float
+) -> tuple[Any, jax.Array]:
+    """Train all heads for `config.num_steps`; return (params, mean loss of every step)."""
+    tx = make_optimizer(config)
+    num_positive = config.positives_per_batch
+    num_pool = config.batch_size - num_positive
+    labelled = jnp.arange(config.batch_size) < num_positive
+    split = NamedSharding(mesh, P("data"))
+
+    def loss_fn(params: Any, rows: Any, rng: jax.Array) -> jax.Array:
+        draw, noise = jax.random.split(rng)
+        batch = [
+            features[own[jax.random.randint(r, (count,), 0, len(own))]]
+            for r, features, own, count in zip(jax.random.split(draw), data["features"], rows, (num_positive, num_pool))
+        ]
+        inputs = jax.lax.with_sharding_constraint(jnp.concatenate(batch), split)
+        inputs += config.feature_noise * jax.random.normal(noise, inputs.shape)
+        pu_logits = make_head(config).apply({"params": params}, (inputs,))
+        return apply_loss(config, pu_logits, labelled, class_prior)[0]
+
+    def step(carry: Any, index: jax.Array) -> tuple[Any, jax.Array]:
+        params, opt_state = carry
+        rngs = jax.random.split(jax.random.fold_in(rng, index), config.folds)
+        losses, grads = jax.vmap(jax.value_and_grad(loss_fn))(params, data["rows"], rngs)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), jnp.mean(losses)
+
+    (heads, _), losses = jax.lax.scan(step, (heads, tx.init(heads)), jnp.arange(config.num_steps))
+    return heads, losses
+
+
+def apply_loss(config: ScorerConfig, pu_logits: jax.Array, labelled: jax.Array, class_prior: float) -> Any:
+    """Return (risk [], metrics) of the config's PU loss on one batch."""
+    return pu_loss(
+        config.loss,
+        pu_logits,
+        labelled,
+        class_prior=class_prior,
+        beta=config.beta,
+        gamma=config.gamma,
+        surrogate=config.surrogate,
+    )
+
+
+def _check_and_log(losses: np.ndarray, log: MetricsLog) -> None:
+    if not np.isfinite(losses).all():
+        step = int(np.flatnonzero(~np.isfinite(losses))[0]) + 1
+        raise FloatingPointError(f"scorer: the loss is not finite at step {step}; lower scorer.learning_rate")
+    for step in range(0, len(losses), 100):
+        log.write(step, {"scorer/loss": float(losses[step : step + 100].mean())})
+
+
+def _fit_distances(
+    positives: np.ndarray, labels: np.ndarray, outside: list[np.ndarray], pool: np.ndarray, num_classes: int
+) -> Any:
+    """Return, stacked over folds, the Gaussians of the classes outside each fold beside the pool's."""
+    spread = {"pool_mean": pool.mean(0), "pool_covariance": np.cov(pool, rowvar=False)}
+    fitted = [fit_gaussians(positives[rows], labels[rows], num_classes=num_classes, **spread) for rows in outside]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *fitted)
