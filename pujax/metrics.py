@@ -8,8 +8,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
+
+from pujax.models.layers import plain_convolutions
 
 
 def auc(positive_scores: np.ndarray, other_scores: np.ndarray) -> float:
@@ -33,7 +34,8 @@ def num_params(variables: Any) -> int:
 def flops_per_image(module: Any, variables: Any, image_shape: tuple[int, ...]) -> float:
     """Return the floating-point operations of one forward pass, as XLA counts them before optimisation."""
     image = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
-    lowered = jax.jit(lambda v, x: module.apply(v, x, train=False)[0]).lower(variables, image)
+    with plain_convolutions():
+        lowered = jax.jit(lambda v, x: module.apply(v, x, train=False)[0]).lower(variables, image)
     return float((lowered.cost_analysis() or {}).get("flops", 0.0))
 
 
@@ -42,13 +44,17 @@ class MetricsLog:
 
     def __init__(self, folder: Path, *, enabled: bool):
         self._file = (folder / "metrics.jsonl").open("a") if enabled else None
-        self._tensorboard = SummaryWriter(str(folder / "tensorboard")) if enabled else None
+        self._tensorboard, self._folder = None, folder / "tensorboard"
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Record scalars named like "distill/loss"."""
         if self._file:
             self._file.write(json.dumps({"step": step, **metrics}) + "\n")
             self._file.flush()
+            if self._tensorboard is None:
+                from tensorboardX import SummaryWriter  # imports PyTorch where there is one: not before it is needed
+
+                self._tensorboard = SummaryWriter(str(self._folder))
             for name, value in metrics.items():
                 self._tensorboard.add_scalar(name, value, step)
 
@@ -56,6 +62,7 @@ class MetricsLog:
         """Close both logs."""
         if self._file:
             self._file.close()
+        if self._tensorboard:
             self._tensorboard.close()
 
 

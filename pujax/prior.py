@@ -6,7 +6,6 @@ The positives' scores must come from models that did not train on them, and so m
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import gaussian_kde
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def density_ratio(positive: np.ndarray, pool: np.ndarray, *, grid_size: int = 20
     if high <= low:
         return best_bin(positive, pool)[0]
     grid = np.linspace(low, high, grid_size)
-    bandwidth = gaussian_kde(positive).factor * positive.std()
+    bandwidth = len(positive) ** -0.2 * positive.std()  # Scott's rule
     ratio = _density(pool, grid, bandwidth) / _density(positive, grid, bandwidth)
     return float(np.clip(np.quantile(ratio, 0.05), 1 / len(pool), 1.0))
 

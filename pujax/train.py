@@ -26,7 +26,7 @@ from pujax.optim import make_optimizer
 from pujax.sharding import check_divisible, is_main_process, replicate, shard_batch
 
 LossFn = Callable[[Any, Any, Any, dict[str, jax.Array], jax.Array], tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]]
-_CALLS_IN_FLIGHT = 2  # enough to hide dispatch; a CPU mesh with unbounded collectives in flight deadlocks
+_CALLS_IN_FLIGHT = 2  # the next chunk is read and sent while they run; a CPU mesh deadlocks with unboundedly many
 
 
 @flax.struct.dataclass
@@ -86,7 +86,12 @@ def make_train_steps(loss_fn: LossFn, tx: optax.GradientTransformation, mesh: Me
     """
     one_step = make_train_step(loss_fn, tx, mesh)
     if jax.default_backend() == "cpu":  # inside a loop XLA:CPU runs convolutions four times slower: loop out here
-        return functools.partial(_loop, jax.jit(one_step, donate_argnums=3))
+
+        @functools.partial(jax.jit, donate_argnums=0)
+        def step_of_chunk(state: TrainState, frozen: Any, data: Any, chunk: Any, rng: jax.Array, at: Any) -> Any:
+            return one_step(frozen, data, rng, state, {name: rows[at] for name, rows in chunk.items()})
+
+        return functools.partial(_loop, step_of_chunk)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def steps(state: TrainState, frozen: Any, data: Any, chunk: Any, rng: jax.Array) -> tuple[TrainState, Any]:
@@ -96,14 +101,19 @@ def make_train_steps(loss_fn: LossFn, tx: optax.GradientTransformation, mesh: Me
 
 
 def _loop(
-    one_step: Callable[..., Any], state: TrainState, frozen: Any, data: Any, chunk: Any, rng: jax.Array
+    step_of_chunk: Callable[..., Any], state: TrainState, frozen: Any, data: Any, chunk: Any, rng: jax.Array
 ) -> tuple[TrainState, Any]:
-    """Take the steps of a chunk one by one; same result as scanning over them."""
+    """Take the steps of a chunk one by one, each in one dispatch; same result as scanning over them."""
     metrics = []
-    for i in range(chunk["index"].shape[0]):
-        state, step_metrics = one_step(frozen, data, rng, state, {name: rows[i] for name, rows in chunk.items()})
+    for at in range(chunk["index"].shape[0]):
+        state, step_metrics = step_of_chunk(state, frozen, data, chunk, rng, at)
         metrics.append(step_metrics)
-    return state, jax.tree.map(lambda *values: jnp.stack(values), *metrics)
+    return state, _join(*metrics)
+
+
+@jax.jit
+def _join(*metrics: Any) -> Any:
+    return jax.tree.map(lambda *values: jnp.stack(values), *metrics)
 
 
 def fit(

@@ -3,15 +3,17 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from test_train import make_problem
 
 from pujax.config import Config, DataConfig, DistillConfig
 from pujax.data.batches import index_batches
 from pujax.distill import make_distill_loss
+from pujax.metrics import MetricsLog
 from pujax.models import create_classifier
 from pujax.optim import make_optimizer
 from pujax.sharding import make_mesh, replicate, shard_batch
-from pujax.train import init_state, make_train_step, make_train_steps
+from pujax.train import fit, init_state, make_train_step, make_train_steps
 
 
 def test_the_step_is_traced_once():
@@ -31,6 +33,44 @@ def test_the_step_is_traced_once():
         state, _ = steps(state, frozen, data, shard_batch(mesh, next(batches), axis=1), jax.random.key(0))
     assert int(state.step) == 12
     assert len(traces) == 1
+
+
+@pytest.mark.parametrize(("backend", "calls"), [("cpu", 3), ("gpu", 1)])
+def test_dispatches_of_a_chunk_of_three_steps(monkeypatch, backend, calls):
+    images, labels, variables, loss_fn = make_problem()
+    mesh, tx, dispatched, compile_fn = make_mesh(jax.devices()[:1]), make_optimizer(DistillConfig()), [], jax.jit
+
+    def counted(fn, **options):
+        compiled = compile_fn(fn, **options)
+        return lambda *arguments: dispatched.append(1) or compiled(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "default_backend", lambda: backend)
+        patch.setattr(jax, "jit", counted)
+        steps = make_train_steps(loss_fn, tx, mesh)
+    state = jax.tree.map(jnp.copy, replicate(mesh, init_state(variables, tx)))
+    data, frozen = replicate(mesh, {"image": images, "label": labels}), {"scale": jnp.float32(1)}
+    chunk = shard_batch(mesh, next(index_batches(len(images), 32, seed=0, steps_per_call=3)), axis=1)
+    state, metrics = steps(state, frozen, data, chunk, jax.random.key(0))
+    assert (int(state.step), metrics["loss"].shape, len(dispatched)) == (3, (3,), calls)
+
+
+def test_the_next_chunks_are_read_and_sent_before_steps_are_waited_for(tmp_path, monkeypatch):
+    images, labels, variables, loss_fn = make_problem()
+    config, events = Config(device_data_mb=0, distill=DistillConfig(num_steps=5, batch_size=32)), []
+
+    def batches(**feed):
+        for chunk in index_batches(len(images), 32, seed=0, **feed):
+            events.append("read")
+            yield chunk
+
+    monkeypatch.setattr("pujax.train.make_train_steps", lambda *_: lambda state, *_: (state, {"loss": jnp.ones(1)}))
+    monkeypatch.setattr(jax, "block_until_ready", lambda _: events.append("wait"))
+    log = MetricsLog(tmp_path, enabled=False)
+    options = {"images": images, "columns": {"label": labels}, "frozen": {}, "log": log, "name": "distill"}
+    options |= {"rng": jax.random.key(0), "mesh": make_mesh(jax.devices()[:1]), "folder": tmp_path}
+    fit(config, config.distill, loss_fn, variables, make_batches=batches, **options)
+    assert events == ["read", "read", "read", "wait", "read", "wait", "read", "wait"]
 
 
 def test_bytes_from_host_to_device():

@@ -11,7 +11,7 @@ from reference import torch_models
 from pujax.config import DistillConfig
 from pujax.metrics import num_params
 from pujax.models import CLASSIFIERS, PUScorer, create_classifier
-from pujax.models.layers import BatchNorm, phase_conv
+from pujax.models.layers import BatchNorm, cpu_conv
 from pujax.optim import make_optimizer
 from pujax.train import init_state
 
@@ -177,17 +177,32 @@ def test_batch_norm_gradients_equal_pytorch(shape):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("size", "pad", "height", "width"), [(3, 1, 9, 8), (3, 1, 8, 8), (1, 0, 8, 7), (7, 3, 12, 11)])
-def test_phase_convolution_equals_the_strided_one(size, pad, height, width):
+@pytest.mark.parametrize(
+    ("stride", "size", "pad", "height", "width", "channels"),
+    [
+        (2, 3, 1, 9, 8, 3),  # by phases
+        (2, 3, 1, 8, 8, 3),
+        (2, 1, 0, 8, 7, 3),
+        (2, 7, 3, 12, 11, 3),
+        (1, 3, 1, 7, 8, 3),  # columns taken together
+        (1, 3, 1, 5, 6, 8),
+        (1, 5, 0, 9, 14, 1),
+        (1, 3, 0, 6, 12, 4),
+        (1, 3, 1, 6, 7, 8),  # as they are
+        (1, 3, 1, 6, 8, 9),
+        (1, 1, 0, 4, 4, 2),
+    ],
+)
+def test_recast_convolutions_equal_the_plain_one(stride, size, pad, height, width, channels):
     rng = np.random.default_rng(0)
-    x, kernel = rng.normal(size=(2, height, width, 3)), rng.normal(size=(size, size, 3, 4))
+    x, kernel = rng.normal(size=(2, height, width, channels)), rng.normal(size=(size, size, channels, 4))
     options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": 1}
     with jax.enable_x64():
         results = []
-        for convolve in (phase_conv, jax.lax.conv_general_dilated):
+        for convolve in (cpu_conv, jax.lax.conv_general_dilated):
 
             def loss(x, kernel, convolve=convolve):
-                out = convolve(x, kernel, (2, 2), ((pad, pad), (pad, pad)), **options)
+                out = convolve(x, kernel, (stride, stride), ((pad, pad), (pad, pad)), **options)
                 return jnp.sum(out * jnp.sin(jnp.arange(out.size)).reshape(out.shape)), out
 
             results.append(jax.grad(loss, argnums=(0, 1), has_aux=True)(jnp.asarray(x), jnp.asarray(kernel)))

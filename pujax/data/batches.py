@@ -113,5 +113,8 @@ def _iterate(
                 f"batch_size {stream.batch_size} is larger than the {stream.size} images to draw from; lower it"
             )
     source = _Chunks(streams, steps_per_call, images, jax.process_index(), jax.process_count())
-    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
+    # A mapped file may wait for its disk; in memory one thread gathers 1.9 M 32x32 images/s, and several get in each
+    # other's way (two: 0.9 M).
+    threads = 4 if isinstance(images, np.memmap) else 1
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=8)
     return iter(grain.MapDataset.source(source).to_iter_dataset(options))

@@ -1,5 +1,6 @@
 """The images and weights inside the package: see `embedded/LICENSES.md` for where they come from."""
 
+import functools
 import hashlib
 import io
 import json
@@ -34,7 +35,12 @@ def load_embedded(part: str) -> dict[str, np.ndarray]:
         FileNotFoundError: there is no such set.
         ValueError: the file is not the one that was shipped.
     """
-    path = embedded_path(f"{part}.npz.xz")
+    return dict(_unpack(embedded_path(f"{part}.npz.xz")))
+
+
+@functools.lru_cache(maxsize=4)
+def _unpack(path: Path) -> dict[str, np.ndarray]:
+    """Check and decompress a file, once a process: every stage opens its sources anew."""
     data = path.read_bytes()
     expected = json.loads((FOLDER / "CHECKSUMS.json").read_text())["files"][path.name]["sha256"]
     if hashlib.sha256(data).hexdigest() != expected:

@@ -8,7 +8,7 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,7 +85,7 @@ class FolderSource:
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Decode in threads; Pillow releases the GIL while it does."""
         shape = (len(indices), self.size, self.size, self.channels)
-        return _stack(_DECODERS.map(self._decode, indices), shape)
+        return _decode_all(self._decode, indices, shape)
 
     def _decode(self, index: int) -> np.ndarray | None:
         try:
@@ -119,17 +119,28 @@ class TFDSSource:
         """Read whole batches of records, then decode the files in threads."""
         records = self.data.__getitems__([int(i) for i in self.rows[indices]])
         shape = (len(indices), self.size, self.size, self.channels)
-        return _stack(_DECODERS.map(self._decode, records), shape)
+        return _decode_all(self._decode, records, shape)
 
     def _decode(self, record: dict[str, Any]) -> np.ndarray | None:
         return decode(record["image"], size=self.size, channels=self.channels)
 
 
-def _stack(images: Iterable[np.ndarray | None], shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    stacked, readable = np.zeros(shape, np.uint8), np.zeros(shape[0], bool)
-    for i, image in enumerate(images):
-        if image is not None:
-            stacked[i], readable[i] = image, True
+def _decode_all(
+    decode_one: Callable[[Any], np.ndarray | None], items: Sequence[Any], shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (uint8 of `shape`, readable bool [n]), decoded in threads, each of which fills runs of rows.
+
+    A task for each image would double the time that a 32x32 PNG takes.
+    """
+    stacked, readable = np.zeros(shape, np.uint8), np.zeros(len(items), bool)
+
+    def fill(rows: np.ndarray) -> None:
+        for row in rows:
+            image = decode_one(items[row])
+            if image is not None:
+                stacked[row], readable[row] = image, True
+
+    list(_DECODERS.map(fill, np.array_split(np.arange(len(items)), 4 * (os.cpu_count() or 1))))
     return stacked, readable
 
 

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pujax.models.layers import biased_conv, global_mean, linear, require_size
+from pujax.models.layers import biased_conv, global_mean, linear, max_pool, require_size
 
 
 class LeNet(nn.Module):
@@ -22,7 +22,7 @@ class LeNet(nn.Module):
         for i, width in enumerate(self.widths[:3]):
             x = nn.relu(biased_conv(width, 5, x.shape[-1], dtype=self.dtype, name=f"conv{i + 1}")(x))
             if i < 2:
-                x = nn.max_pool(x, (2, 2), (2, 2))
+                x = max_pool(x)
             features.append(global_mean(x))
         x = nn.relu(linear(self.widths[3], self.widths[2], dtype=self.dtype, name="fc1")(features[-1]))
         features.append(x.astype(jnp.float32))
