@@ -115,6 +115,8 @@ class DistillConfig(TrainingConfig):
     robust: str = "none"  # "paper": largest of perturbed weightings; "worst_case": exact inner maximum
     epsilon: float = 0.1  # radius of the class-weight uncertainty
     num_perturbations: int = 1  # members of the "paper" set beside the unperturbed one
+    labelled_per_batch: int = 0  # fixed share of the batch; 0 draws uniformly from labelled + mined
+    noise_adaptation: float = 0.0  # DFND: share of the teacher's classes that are right; 0 leaves its term out
     label_weight: float = 0.0  # cross-entropy on the labelled images' own labels
     cached_views: int = 0  # views an image, with the teacher's logits computed once; 0: new views, teacher in each step
 
@@ -183,6 +185,7 @@ _NOT_NEGATIVE = [
     "beta",
     "gamma",
     "positives_per_batch",
+    "labelled_per_batch",
     "feature_noise",
     "num_perturbations",
     "distance",
@@ -261,11 +264,10 @@ def resolve(config: Config) -> Config:
             )
     if not 2 <= config.scorer.folds <= 100:
         raise ValueError(f"scorer.folds is {config.scorer.folds}; use 2 to 100")
-    if not 0 <= config.scorer.positives_per_batch < config.scorer.batch_size:
-        raise ValueError(
-            f"scorer.positives_per_batch is {config.scorer.positives_per_batch}; it must be less than "
-            f"scorer.batch_size ({config.scorer.batch_size})"
-        )
+    for stage, share in (("scorer", "positives_per_batch"), ("distill", "labelled_per_batch")):
+        count, batch_size = getattr(getattr(config, stage), share), getattr(config, stage).batch_size
+        if not 0 <= count < batch_size:
+            raise ValueError(f"{stage}.{share} is {count}; it must be less than {stage}.batch_size ({batch_size})")
     return config
 
 
@@ -283,7 +285,7 @@ def _check_leaf(name: str, value: Any) -> None:
             raise ValueError(f"{name} is {number}; it must be greater than 0")
         if leaf in _NOT_NEGATIVE and number < 0:
             raise ValueError(f"{name} is {number}; it must not be negative")
-        if leaf in ("momentum", "holdout", "max_unreadable") and not 0 <= number < 1:
+        if leaf in ("momentum", "holdout", "max_unreadable", "noise_adaptation") and not 0 <= number < 1:
             raise ValueError(f"{name} is {number}; it must be at least 0 and less than 1")
 
 

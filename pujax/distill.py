@@ -2,6 +2,7 @@
 
 import functools
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from jax.sharding import Mesh
 
 from pujax.checkpoint import save_weights
 from pujax.config import Config, DistillConfig
-from pujax.data.batches import index_batches
+from pujax.data.batches import index_batches, mixed_index_batches
 from pujax.data.sources import ImageSource, open_source, read_all, write_images
 from pujax.data.transforms import augment, fixed_views
 from pujax.inference import accuracy, map_images, prepare
@@ -22,6 +23,7 @@ from pujax.losses import (
     kd_loss,
     kl_from_logits,
     masked_mean,
+    noise_adapted_nll,
     perturbed_weights,
     robust_kd_paper,
     robust_kd_worst_case,
@@ -57,7 +59,8 @@ def train_student(
         config: the job.
         workdir: holds the teacher.
         folder: receives `images.npy`, checkpoints and `student.safetensors`.
-        parts: (source, indices) pairs; together they are the training set. Only labels of labelled sources are used.
+        parts: (source, indices) pairs, the labelled images first; together they are the training set. Only labels of
+            labelled sources are used.
         mesh: devices.
         log: receives the metrics.
 
@@ -73,6 +76,8 @@ def train_student(
     teacher_variables = replicate(mesh, teacher_variables)
     rng = jax.random.key(config.seed)
     student, variables = init_classifier(config, config.distill.model, jax.random.fold_in(rng, 0))
+    if config.distill.noise_adaptation:  # learned beside the student, and left behind
+        variables["params"]["noise_adaptation"] = jnp.zeros((config.data.num_classes,) * 2)
     frozen = {"class_weights": class_weight_set(config, teacher, teacher_variables, images, mesh)}
     if config.distill.cached_views:
         frozen["teacher_logits"] = cache_teacher_logits(config, teacher, teacher_variables, images, folder, mesh)
@@ -85,7 +90,7 @@ def train_student(
         variables,
         images=images,
         columns={"label": np.concatenate([_labels(source, index) for source, index in parts])},
-        make_batches=functools.partial(index_batches, len(images), config.distill.batch_size, seed=config.seed),
+        make_batches=_batches(config, [len(index) for _, index in parts]),
         frozen=frozen,
         rng=jax.random.fold_in(rng, 1),
         mesh=mesh,
@@ -93,6 +98,7 @@ def train_student(
         log=log,
         name="distill" if folder.name == "distill" else f"distill_{folder.name}",
     )
+    variables["params"].pop("noise_adaptation", None)
     if is_main_process():
         save_weights(folder / "student.safetensors", variables)
     test = open_source(config.data.test, config.data)
@@ -104,6 +110,20 @@ def train_student(
         "steps": config.distill.num_steps,
         "train_images": len(images),
     }
+
+
+def _batches(config: Config, sizes: list[int]) -> Callable[..., Iterator[dict[str, np.ndarray]]]:
+    """Return what makes batches of the parts' images: drawn uniformly, or with a fixed share of the first part."""
+    distill = config.distill
+    if not distill.labelled_per_batch or len(sizes) == 1:
+        return functools.partial(index_batches, sum(sizes), distill.batch_size, seed=config.seed)
+    return functools.partial(
+        mixed_index_batches,
+        *sizes,
+        num_positive_per_batch=distill.labelled_per_batch,
+        num_pool_per_batch=distill.batch_size - distill.labelled_per_batch,
+        seed=config.seed,
+    )
 
 
 def _labels(source: ImageSource, index: np.ndarray) -> np.ndarray:
@@ -191,8 +211,13 @@ def make_distill_loss(config: Config, student: Any, teacher: Any) -> LossFn:
         variables = {"params": params, "batch_stats": batch_stats}
         (logits, _), mutated = student.apply(variables, images, train=True, mutable=["batch_stats"])
         kl = kl_from_logits(logits, teacher_logits, distill.temperature)
-        loss = _weighted_kl(distill, kl, jnp.argmax(teacher_logits, axis=-1), frozen["class_weights"])
+        teacher_class = jnp.argmax(teacher_logits, axis=-1)
+        loss = _weighted_kl(distill, kl, teacher_class, frozen["class_weights"])
         metrics = {"kl": jnp.mean(kl)}
+        if distill.noise_adaptation:
+            nll = noise_adapted_nll(logits, teacher_class, params["noise_adaptation"], distill.noise_adaptation)
+            metrics["noise_adapted_nll"] = jnp.mean(nll)
+            loss += metrics["noise_adapted_nll"]
         if distill.label_weight:
             labelled = batch["label"] >= 0
             cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(batch["label"], 0))

@@ -254,3 +254,29 @@ def robust_kd_worst_case(kl: jax.Array, teacher_class: jax.Array, weights: jax.A
     class_loss = jnp.zeros_like(weights).at[teacher_class].add(kl) / len(kl)
     worst = jax.lax.stop_gradient(worst_case_weights(class_loss, weights, epsilon))
     return kd_loss(kl, teacher_class, weights=worst)
+
+
+def noise_adapted_nll(
+    student_logits: jax.Array, teacher_class: jax.Array, adaptation: jax.Array, diagonal: float
+) -> jax.Array:
+    """Return the cross-entropy with the teacher's possibly wrong classes, through a learned confusion matrix.
+
+    -log sum_k softmax(student_logits)_k M_{k, teacher_class}, where M_kk = `diagonal` and the rest of a row is shared
+    out by a softmax over the other classes.
+
+    Args:
+        student_logits: [B, K].
+        teacher_class: int [B], the teacher's argmax.
+        adaptation: [K, K], learned; its diagonal is not used.
+        diagonal: share of the teacher's classes that are right, in (0, 1).
+
+    Returns:
+        float32 [B].
+
+    Reference: Chen et al., "Learning student networks in the wild", CVPR 2021 (DFND).
+    """
+    same = jnp.eye(adaptation.shape[0], dtype=bool)
+    off = jax.nn.log_softmax(jnp.where(same, -jnp.inf, adaptation.astype(jnp.float32)), axis=-1) + jnp.log1p(-diagonal)
+    log_confusion = jnp.where(same, jnp.log(diagonal), off)
+    log_probs = jax.nn.log_softmax(student_logits.astype(jnp.float32))
+    return -jax.nn.logsumexp(log_probs + log_confusion.T[teacher_class], axis=-1)

@@ -7,7 +7,7 @@ import pytest
 
 from pujax.config import Config, DataConfig, DistillConfig, MiningConfig
 from pujax.data.transforms import fixed_views
-from pujax.distill import cache_teacher_logits, make_distill_loss
+from pujax.distill import _batches, cache_teacher_logits, make_distill_loss
 from pujax.inference import prepare
 from pujax.losses import kd_loss, kl_from_logits
 from pujax.models import create_classifier
@@ -77,3 +77,13 @@ def test_a_resumed_run_reads_the_logits_back(networks, tmp_path):
     first = cached(networks, tmp_path)
     other_teacher = [(networks[0][0], jax.tree.map(jnp.zeros_like, networks[0][1])), networks[1]]
     np.testing.assert_array_equal(first, cached(other_teacher, tmp_path))
+
+
+def test_batches_keep_the_share_of_labelled_images():
+    config = Config(seed=2, distill=DistillConfig(batch_size=16, labelled_per_batch=6))
+    chunk = next(_batches(config, [10, 90])(steps_per_call=12))
+    assert chunk["index"].shape == (12, 16)
+    assert ((chunk["index"] < 10).sum(1) == 6).all()
+    assert len(np.unique(chunk["index"][:, 6:])) == 90  # the mined images take turns
+    alone = next(_batches(config, [40])(steps_per_call=1))  # nothing mined: all are labelled
+    assert alone["index"].max() < 40

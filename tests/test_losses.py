@@ -175,3 +175,23 @@ def test_masked_mean_ignores_padding_and_counts_real_examples():
     assert losses.masked_mean(values, mask) == 2
     assert losses.masked_mean(values, jnp.zeros(3, bool)) == 0
     assert losses.masked_mean(jnp.append(values, 5.0), jnp.append(mask, True)) == 3
+
+
+def test_noise_adaptation_against_the_written_out_matrix():
+    student, adaptation = RNG.normal(0, 2, (12, 5)), RNG.normal(size=(5, 5))
+    teacher_class = RNG.integers(0, 5, 12)
+
+    def ours(student, adaptation):
+        return jnp.sum(losses.noise_adapted_nll(student, jnp.asarray(teacher_class), adaptation, 0.8))
+
+    arguments = [jnp.asarray(x, jnp.float32) for x in (student, adaptation)]
+    expected = reference.noise_adapted_nll(student, teacher_class, adaptation, 0.8).sum()
+    np.testing.assert_allclose(ours(*arguments), expected, rtol=1e-6)
+    for i, grad in enumerate(jax.grad(ours, (0, 1))(*arguments)):
+        for at in [(0, 1), (3, 3), (4, 0)]:
+            values = []
+            for step in (1e-5, -1e-5):
+                moved = [student.copy(), adaptation.copy()]
+                moved[i][at] += step
+                values.append(reference.noise_adapted_nll(moved[0], teacher_class, moved[1], 0.8).sum())
+            np.testing.assert_allclose(grad[at], (values[0] - values[1]) / 2e-5, rtol=1e-4, atol=1e-6)

@@ -80,3 +80,13 @@ def kl(student, teacher, temperature):
     """T^2 KL per example, and its gradient with respect to the student's logits."""
     p, q = softmax(teacher / temperature), softmax(student / temperature)
     return temperature**2 * (p * (np.log(p) - np.log(q))).sum(-1), temperature * (q - p)
+
+
+def noise_adapted_nll(student, teacher_class, adaptation, diagonal):
+    """Per example, with the confusion matrix written out row by row."""
+    confusion = np.zeros_like(adaptation)
+    for k in range(len(confusion)):
+        others = np.arange(len(confusion)) != k
+        confusion[k, others] = (1 - diagonal) * softmax(adaptation[k, others])
+        confusion[k, k] = diagonal
+    return -np.log((softmax(student) @ confusion)[np.arange(len(student)), teacher_class])
