@@ -3,8 +3,9 @@
     python -m benchmarks.ablation --table quickstart
     python -m benchmarks.ablation --table rates --data raw      # raw: see benchmarks/build_embedded_data.py --raw_out
     python -m benchmarks.ablation --table digits --data raw     # MNIST, 100 labelled a class, pool with letters
-    python -m benchmarks.ablation --table cifar10 --data DIR    # DIR: cifar_train.npz cifar_test.npz in_pool.npz and,
-                                                                # optionally, cifar_teacher.safetensors
+    python -m benchmarks.ablation --table fashion --data raw    # Fashion-MNIST, 100 a class, the same pool of letters
+    python -m benchmarks.ablation --table cifar10 --data raw    # raw: see benchmarks/pack_cifar10.py
+    python -m benchmarks.ablation --table cifar10 --data raw --networks paper    # ResNet-34 -> ResNet-18, on a GPU
 
 Every student of a table has the same network, recipe and number of updates, and the mined ones and their baselines
 the same budget; accuracy is that of the last step, on test images that no choice of the run has seen. Results are
@@ -15,7 +16,9 @@ import argparse
 import dataclasses
 import datetime
 import functools
+import importlib.metadata
 import json
+import platform
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import nearest_neighbour
+from benchmarks import nearest_neighbour, published
 from configs import cifar10, quickstart
 from pujax import pipeline
 from pujax.config import Config, SourceConfig, resolve
@@ -32,6 +35,7 @@ from pujax.sharding import configure_backend
 
 RESULTS = Path(__file__).parent / "results"
 RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
+STAGES_OF_RATES = ("teacher", "scorer", "mine")  # no students: the question is what is found
 
 # The released method: fine-tuned scorer, uniform batches, sigmoid nnPU at the true prior, weights and maximum as is.
 # Its 170 epochs are cut to what the CPU allows ("steps" in a result line). Its threshold of 0 keeps no
@@ -54,13 +58,15 @@ RELEASED_CUT: dict[str, dict[str, Any]] = {
     "rates": {},
     "quickstart": {"scorer.class_prior": "0.05", "scorer.num_steps": 200, "scorer.batch_size": 1024},
     "digits": {"scorer.class_prior": "0.0833", "scorer.num_steps": 400, "scorer.batch_size": 1024},
+    "fashion": {"scorer.class_prior": "0.0833", "scorer.num_steps": 400, "scorer.batch_size": 1024},
     "cifar10": {
-        "scorer.class_prior": "0.1",
+        "scorer.class_prior": "0.21",  # as released; at the true one, 0.1, the estimator collapses
         "scorer.num_steps": 100,
         "scorer.batch_size": 1024,
         "scorer.flip": True,
         "scorer.crop_padding": 4,
         "mining.selection": "top_k",
+        "distill.labelled_per_batch": 0,
     },
 }
 # One change at a time, from the default.
@@ -71,6 +77,12 @@ CHANGES: dict[str, dict[str, Any]] = {
     "attention gate": {"scorer.gate": True},
     "no input noise": {"scorer.feature_noise": 0.0},
     "class-balanced quota": {"mining.selection": "class_balanced"},
+    "no quota": {"mining.selection": "top_k"},
+    "no share of labelled images": {"distill.labelled_per_batch": 0},
+    "new views, teacher in each step": {"distill.cached_views": 0},
+    "one cached view": {"distill.cached_views": 1},
+    "four cached views": {"distill.cached_views": 4},
+    "distance and energy beside the head": {"scorer.distance": 1.0, "scorer.energy": 1.0},
     "inverse-frequency weights": {"distill.class_weights": "inverse_frequency"},
     "robust, paper": {"distill.class_weights": "inverse_frequency", "distill.robust": "paper"},
     "robust, worst case": {"distill.robust": "worst_case"},
@@ -115,17 +127,27 @@ def rate_config(seed: int, data: Path, rate: float) -> Config:
     return set_options(quickstart.get_config(), options)
 
 
-def digits_config(seed: int, data: Path, workdir: Path) -> Config:
-    """Return MNIST with 100 labelled images a class; 5,000 digits in a pool of 60,000 letters and Fashion images."""
-    labelled, pool = data / f"digits_labelled_{seed}.npz", data / f"digits_pool_{seed}.npz"
+def whole_config(table: str, seed: int, data: Path, workdir: Path) -> Config:
+    """Return MNIST or Fashion-MNIST whole: 100 labelled images a class, a pool of 60,000 with 5,000 positives.
+
+    The rest of the pool is 30,000 letters and 25,000 images of the other of the two data sets.
+    """
+    target, other = ("mnist", "fashion") if table == "digits" else ("fashion", "mnist")
+    labelled, pool = data / f"{table}_labelled_{seed}.npz", data / f"{table}_pool_{seed}.npz"
     if not pool.exists():
-        counts = {"letters": 30_000, "fashion_train": 25_000}
-        _write_draw(labelled, pool, data, seed, "mnist_train", 100, 5_000, counts)
+        counts = {"letters": 30_000, f"{other}_train": 25_000}
+        _write_draw(labelled, pool, data, seed, f"{target}_train", 100, 5_000, counts)
+    baselines = ("labelled_only", "random", "teacher_confidence", "all", "true_positives", "full_data")
     options = {
         "data.labelled": SourceConfig(kind="array", path=str(labelled)),
-        "data.full": SourceConfig(kind="array", path=str(data / "mnist_train.npz")),
-        "data.test": SourceConfig(kind="array", path=str(data / "mnist_test.npz")),
+        "data.full": SourceConfig(kind="array", path=str(data / f"{target}_train.npz")),
+        "data.test": SourceConfig(kind="array", path=str(data / f"{target}_test.npz")),
         "data.pool": SourceConfig(kind="array", path=str(pool)),
+        "baselines": baselines,
+    }
+    if table == "fashion":
+        return set_options(quickstart.get_config(), options | {"seed": seed})
+    options |= {
         "data.mean": (0.1307,),
         "data.std": (0.3081,),
         "distill.flip": False,
@@ -134,7 +156,6 @@ def digits_config(seed: int, data: Path, workdir: Path) -> Config:
         "teacher.learning_rate": 0.02,
         "teacher.warmup_steps": 200,
         "teacher.crop_padding": 2,
-        "baselines": ("labelled_only", "random", "teacher_confidence", "all", "true_positives", "full_data"),
     }
     config = set_options(quickstart.get_config(), options)
     return set_options(config, {"seed": seed, "teacher.weights": trained_teacher(config, workdir / "digits-teacher")})
@@ -159,9 +180,7 @@ def _write_draw(
     """Draw `per_class` labelled images of `target` a class, and a pool of `positives` more and of `others`."""
     rng = np.random.default_rng(seed)
     arrays = {name: np.load(data / f"{name}.npz") for name in (target, *others)}
-    images, labels = arrays[target]["images"], arrays[target]["labels"]
-    labelled = np.concatenate([rng.choice(np.flatnonzero(labels == k), per_class, replace=False) for k in range(10)])
-    np.savez(labelled_path, images=images[labelled], labels=labels[labelled])
+    images, labelled = arrays[target]["images"], _write_labelled(labelled_path, arrays[target], rng, per_class)
     sets = (np.delete(images, labelled, axis=0), *(arrays[name]["images"] for name in others))
     counts = (positives, *others.values())
     pool = np.concatenate([own[rng.choice(len(own), count, replace=False)] for own, count in zip(sets, counts)])
@@ -169,28 +188,43 @@ def _write_draw(
     np.savez(pool_path, images=pool[order], truth=(np.arange(len(pool)) < positives)[order])
 
 
-def cifar_config(seed: int, data: Path, per_class: int, steps: int, workdir: Path) -> Config:
-    """Return the CIFAR-10 protocol with networks that two CPU cores can train."""
+def _write_labelled(path: Path, arrays: Any, rng: np.random.Generator, per_class: int) -> np.ndarray:
+    """Write a draw of `per_class` images of every class; return its rows."""
+    labels = arrays["labels"]
+    rows = np.concatenate([rng.choice(np.flatnonzero(labels == k), per_class, replace=False) for k in range(10)])
+    np.savez(path, images=arrays["images"][rows], labels=labels[rows])
+    return rows
+
+
+def cifar_config(seed: int, data: Path, workdir: Path, per_class: int, steps: int, networks: str) -> Config:
+    """Return the CIFAR-10 protocol: the paper's networks, or ones that two CPU cores can train."""
+    labelled = data / f"cifar_labelled_{per_class}_{seed}.npz"
+    if not labelled.exists():
+        _write_labelled(labelled, np.load(data / "cifar_train.npz"), np.random.default_rng(seed), per_class)
     options: dict[str, Any] = {
-        "data.labelled": SourceConfig(kind="array", path=str(data / "cifar_train.npz"), per_class=per_class),
+        "data.labelled": SourceConfig(kind="array", path=str(labelled)),
         "data.full": SourceConfig(kind="array", path=str(data / "cifar_train.npz")),
         "data.test": SourceConfig(kind="array", path=str(data / "cifar_test.npz")),
         "data.pool": SourceConfig(kind="array", path=str(data / "in_pool.npz")),
-        "teacher.model": "cifar_resnet10_w16",
-        "teacher.num_steps": 6000,
-        "teacher.warmup_steps": 500,
-        "distill.model": "cifar_resnet10_w8",
-        "distill.num_steps": steps,
-        "distill.batch_size": 128,
-        "distill.learning_rate": 0.05,
-        "distill.warmup_steps": 100,
         "mining.batch_size": 1000,
-        "mining.budget": 20_000,
-        "mining.selection": "top_k",
-        "baselines": ("labelled_only", "random", "teacher_confidence", "full_data"),
+        "mining.budget": 10_000,
+        "distill.num_steps": steps,
+        "baselines": ("labelled_only", "random", "teacher_confidence", "true_positives", "full_data"),
     }
-    config, given = set_options(cifar10.get_config(), options), data / "cifar_teacher.safetensors"
-    weights = str(given) if given.exists() else trained_teacher(config, workdir / "cifar10-teacher")
+    if networks == "cpu":
+        options |= {
+            "teacher.model": "cifar_resnet10_w16",
+            "teacher.num_steps": 6000,
+            "teacher.warmup_steps": 500,
+            "distill.model": "cifar_resnet10_w8",
+            "distill.batch_size": 128,
+            "distill.labelled_per_batch": 32,
+            "distill.learning_rate": 0.1,
+            "distill.warmup_steps": 100,
+            "distill.cached_views": 2,
+        }
+    config = set_options(cifar10.get_config(), options)
+    weights = trained_teacher(config, workdir / f"cifar10-teacher-{networks}")
     return set_options(config, {"seed": seed, "teacher.weights": weights})
 
 
@@ -201,6 +235,13 @@ def run_row(config: Config, workdir: Path, stages: tuple[str, ...] = pipeline.ST
     pool = open_source(config.data.pool, config.data, labelled=False)
     summary["true_prior"] = float(pool.truth.mean())
     return summary
+
+
+# Keys of a line that belong to its own row, not to the table's setting.
+_OWN = frozenset(
+    ("row", "accuracy", "class_prior", "class_prior_interval", "class_prior_second", "truth_auc", "held_out_auc",
+     "steps", "selected", "precision", "recall", "seconds", "train_images")
+)  # fmt: skip
 
 
 def result_lines(table: str, row: str, seed: int, summary: dict[str, Any], setting: dict[str, Any]) -> list[dict]:
@@ -228,32 +269,78 @@ def commit() -> str:
     return subprocess.run(describe, capture_output=True, text=True, cwd=RESULTS.parent, check=False).stdout.strip()
 
 
-def base_config(args: argparse.Namespace, seed: int) -> Config:
+def versions() -> dict[str, str]:
+    """Return the versions of what computes."""
+    names = ("jax", "flax", "optax", "numpy")
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
+
+
+def table_config(
+    table: str, seed: int, data: Path, workdir: Path, *, per_class: int = 100, steps: int = 1000, networks: str = "cpu"
+) -> Config:
     """Return pujax's own row of a table of students."""
-    if args.table == "quickstart":
+    if table == "quickstart":
         return quickstart_config(seed)
-    if args.table == "digits":
-        return digits_config(seed, args.data, args.workdir)
-    return cifar_config(seed, args.data, args.per_class, args.steps, args.workdir)
+    if table == "cifar10":
+        return cifar_config(seed, data, workdir, per_class, steps, networks)
+    return whole_config(table, seed, data, workdir)
 
 
-def jobs(args: argparse.Namespace) -> list[tuple[str, int, dict[str, Any], Callable[[], Config], tuple[str, ...]]]:
-    """Return (row, seed, setting, config, stages) of every job of the table, the most telling first."""
-    setting = {"per_class": args.per_class, "student_steps": args.steps} if args.table == "cifar10" else {}
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run of the pipeline, and the rows of the table that it gives."""
+
+    row: str
+    seed: int
+    setting: dict[str, Any]  # what else tells its lines from others of the table
+    make_config: Callable[[], Config]
+    stages: tuple[str, ...] = pipeline.STAGES
+
+    @property
+    def name(self) -> str:
+        """Return a name for its work directory."""
+        return "-".join([self.row.replace(" ", "_").replace(",", ""), *map(str, self.setting.values()), str(self.seed)])
+
+
+def jobs(args: argparse.Namespace) -> list[Job]:
+    """Return every job of the table, seed after seed, the most telling first."""
+    if args.table == "rates":
+        return [
+            Job("pujax", seed, {"rate": rate}, functools.partial(rate_config, seed, args.data, rate), STAGES_OF_RATES)
+            for seed in range(args.first_seed, args.first_seed + args.seeds)
+            for rate in RATES
+        ]
+    setting, options = {}, {}
+    if args.table == "cifar10":
+        options = {"per_class": args.per_class, "steps": args.steps, "networks": args.networks}
+        setting = {"per_class": args.per_class, "student_steps": args.steps, "networks": args.networks}
     rows = {"pujax": {}, "released": RELEASED | RELEASED_CUT[args.table] | {"baselines": ()}}
     if args.changes:
-        rows |= {row: options | {"baselines": ()} for row, options in CHANGES.items()}
-    work = []
-    for seed in range(args.first_seed, args.first_seed + args.seeds):
-        if args.table == "rates":
-            for rate in RATES:
-                make = functools.partial(rate_config, seed, args.data, rate)
-                work.append(("pujax", seed, {"rate": rate}, make, ("teacher", "scorer", "mine")))
-            continue
-        for row, options in rows.items():
-            make = lambda seed=seed, options=options: set_options(base_config(args, seed), options)  # noqa: E731
-            work.append((row, seed, setting, make, pipeline.STAGES))
-    return work
+        rows |= {row: changes | {"baselines": ()} for row, changes in CHANGES.items()}
+
+    def make(seed: int, changes: dict[str, Any]) -> Config:
+        config = table_config(args.table, seed, args.data, args.workdir, **options)
+        if args.baselines is not None:
+            config.baselines = tuple(args.baselines)
+        return set_options(config, changes)
+
+    return [
+        Job(row, seed, setting, functools.partial(make, seed, changes))
+        for seed in range(args.first_seed, args.first_seed + args.seeds)
+        for row, changes in rows.items()
+        if not args.rows or row in args.rows
+    ]
+
+
+def run_job(job: Job, table: str, workdir: Path, extra_rows: bool) -> list[dict]:
+    """Run a job; return its result lines."""
+    config = job.make_config()
+    lines = result_lines(table, job.row, job.seed, run_row(config, workdir, job.stages), job.setting)
+    if extra_rows:
+        config, common = resolve(config), {key: lines[0][key] for key in lines[0].keys() - _OWN}
+        lines.append({**common, **nearest_neighbour.run(config, workdir)})
+        lines += [{**common, **published.run(config, workdir, name)} for name in published.ROWS]
+    return lines
 
 
 def main() -> None:
@@ -264,24 +351,26 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first_seed", type=int, default=0)
     parser.add_argument("--per_class", type=int, default=100, help="cifar10: labelled images a class")
-    parser.add_argument("--steps", type=int, default=1500, help="cifar10: updates of every student")
+    parser.add_argument("--steps", type=int, default=1000, help="cifar10: updates of every student")
+    parser.add_argument("--networks", choices=("cpu", "paper"), default="cpu", help="cifar10: size of the networks")
     parser.add_argument("--changes", action="store_true", help="also the rows that change one thing each")
+    parser.add_argument("--rows", nargs="*", help="only these of pujax, released and the changes")
+    parser.add_argument("--baselines", nargs="*", help="instead of the table's own")
+    parser.add_argument("--others", action=argparse.BooleanOptionalAction, default=True,
+                        help="nearest neighbours, and other methods as published")  # fmt: skip
     parser.add_argument("--workdir", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/<table>.jsonl")
     args = parser.parse_args()
     configure_backend()
     out = args.out or RESULTS / f"{args.table}.jsonl"
     done = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
-    for row, seed, setting, make, stages in jobs(args):
-        if any(line["row"] == row and line["seed"] == seed and setting.items() <= line.items() for line in done):
+    for job in jobs(args):
+        key = {"row": job.row, "seed": job.seed, **job.setting}
+        if any(key.items() <= line.items() for line in done):
             continue
-        name = "-".join([args.table, row.replace(" ", "_"), *map(str, setting.values()), str(seed)])
-        print(f"== {name}", flush=True)
-        config = make()
-        summary = run_row(config, args.workdir / name, stages)
-        lines = result_lines(args.table, row, seed, summary, setting)
-        if row == "pujax" and "distill" in stages:
-            lines.append({**lines[1], **nearest_neighbour.run(resolve(config), args.workdir / name)})
+        print(f"== {args.table} {job.name}", flush=True)
+        extra_rows = args.others and job.row == "pujax" and "distill" in job.stages
+        lines = run_job(job, args.table, args.workdir / f"{args.table}-{job.name}", extra_rows)
         with out.open("a") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
 

@@ -37,11 +37,20 @@ def get_config() -> Config:
             weight_decay=0.02,
             hidden=64,
             distance=1.0,
+            energy=1.0,
             flip=True,
         ),
-        mining=MiningConfig(batch_size=4096, shard_size=100_000),
+        # Photographs of other cameras and sizes than CIFAR's: the estimate of the class prior does not hold across the
+        # two, so the budget is given; quotas keep the classes that the pool has few of.
+        mining=MiningConfig(batch_size=4096, shard_size=100_000, selection="class_balanced", budget=100_000),
         distill=DistillConfig(
-            model="cifar_resnet18", num_steps=20_000, batch_size=512, learning_rate=0.2, crop_padding=4, flip=True
+            model="cifar_resnet18",
+            num_steps=20_000,
+            batch_size=512,
+            labelled_per_batch=128,
+            learning_rate=0.2,
+            crop_padding=4,
+            flip=True,
         ),
         baselines=("random", "teacher_confidence", "full_data"),
         checkpoint_every=2000,

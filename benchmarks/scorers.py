@@ -1,0 +1,202 @@
+"""What ranks a pool best: losses, features and parts of the score, on features that are computed once.
+
+    python -m benchmarks.scorers --table quickstart
+    python -m benchmarks.scorers --table cifar10 --data raw --per_class 100     # raw: see benchmarks.ablation
+
+The measure is the area under the ROC curve of the pool's truth, from held-out scores. Every seed draws other labelled
+images. The ceiling is the same head trained on the truth of the pool itself. Results are appended to
+`benchmarks/results/scorers.jsonl`; rows that are there are not run again.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import functools
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import ablation
+from benchmarks.nearest_neighbour import mean_distances
+from pujax.config import Config, ScorerConfig, resolve
+from pujax.data.sources import ImageSource, open_source, read_or_fail
+from pujax.distance import fit_gaussians, relative_distance
+from pujax.heads import fit_heads
+from pujax.inference import map_images, prepare
+from pujax.metrics import MetricsLog, auc
+from pujax.scorer import class_prior_block, frozen_inputs
+from pujax.sharding import configure_backend, make_mesh, replicate
+from pujax.teacher import load_classifier, weights_path
+
+Arrays = dict[str, np.ndarray]
+
+# Rows that train heads: what each changes in the recipe of the table.
+HEADS: dict[str, dict[str, Any]] = {
+    "recipe": {},
+    "head, distance, energy": {"distance": 1.0, "energy": 1.0},
+    "head alone": {"distance": 0.0, "energy": 0.0},
+    "head, distance": {"distance": 1.0, "energy": 0.0},
+    "head, energy": {"distance": 0.0, "energy": 1.0},
+    "head alone, linear": {"distance": 0.0, "energy": 0.0, "hidden": 0},
+    "head alone, attention gate": {"distance": 0.0, "energy": 0.0, "gate": True},
+    "head alone, last stage": {"distance": 0.0, "energy": 0.0, "last_stage": True},
+    "head alone, no noise": {"distance": 0.0, "energy": 0.0, "feature_noise": 0.0},
+    "balanced nnPU": {"distance": 0.0, "energy": 0.0, "loss": "balanced_nnpu", "class_prior": "true"},
+    "nnPU, sigmoid, true prior": {
+        "distance": 0.0, "energy": 0.0, "loss": "nnpu", "surrogate": "sigmoid", "class_prior": "true",
+    },
+    "nnPU, sigmoid, prior 0.21": {
+        "distance": 0.0, "energy": 0.0, "loss": "nnpu", "surrogate": "sigmoid", "class_prior": "0.21",
+    },
+    "VPU": {"distance": 0.0, "energy": 0.0, "loss": "vpu"},
+    "Dist-PU": {"distance": 0.0, "energy": 0.0, "loss": "dist_pu", "class_prior": "true"},
+}  # fmt: skip
+PRIORS = ("0.02", "0.05", "0.1", "0.2", "0.3")  # given ones, for the sensitivity to the prior
+CEILING = {"distance": 0.0, "energy": 0.0, "num_steps": 4000, "weight_decay": 1e-4, "feature_noise": 0.1}
+
+
+def outputs(config: Config, source: ImageSource, rows: np.ndarray) -> Arrays:
+    """Return what the teacher makes of images: features [n, D], energy, confidence and the size of the last stage."""
+    module, variables = load_classifier(config, config.teacher.model, weights_path(config))
+    mesh = make_mesh()
+
+    def fn(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
+        logits, seen = frozen_inputs(config, module, variables, prepare(config, images))
+        return seen | {"confidence": jnp.max(jax.nn.softmax(logits), axis=-1)}
+
+    read = lambda i: read_or_fail(source, rows[i], "images")  # noqa: E731
+    batch_size = config.mining.batch_size
+    return map_images(fn, replicate(mesh, variables), read, len(rows), batch_size=batch_size, mesh=mesh)
+
+
+def run_heads(config: Config, options: dict[str, Any], labelled: Arrays, pool: Arrays, truth: np.ndarray) -> dict:
+    """Train heads under changed options; return AUC, estimate of the class prior and seconds."""
+    options = dict(options)
+    inputs = [{name: part[name] for name in ("features", "energy")} for part in (labelled, pool)]
+    if options.pop("last_stage", False):
+        size = labelled["last_stage"]
+        inputs = [part | {"features": part["features"][:, -size:]} for part in inputs]
+    if options.get("class_prior") == "true":
+        options["class_prior"] = str(truth.mean())
+    scorer = dataclasses.replace(config.scorer, **options)
+    started = time.perf_counter()
+    held_out = _fit(scorer, config, *inputs, labels=labelled["labels"])
+    seconds = time.perf_counter() - started
+    estimate = class_prior_block(dataclasses.replace(config, scorer=ScorerConfig()), held_out)
+    scores = held_out["pool"]
+    return {"auc": auc(scores[truth], scores[~truth]), **estimate, "seconds": seconds}
+
+
+def _fit(scorer: ScorerConfig, config: Config, positives: Any, pool: Any, *, labels: np.ndarray) -> Arrays:
+    _, positive_scores, pool_scores = fit_heads(
+        scorer,
+        positives,
+        pool,
+        labels=labels,
+        num_classes=config.data.num_classes,
+        rng=jax.random.key(config.seed),
+        mesh=make_mesh(),
+        log=MetricsLog(Path(), enabled=False),
+    )
+    return {"positive": positive_scores, "pool": pool_scores}
+
+
+def run_ceiling(config: Config, labelled: Arrays, pool: Arrays, truth: np.ndarray) -> dict:
+    """Train the same head on the pool's truth; return the AUC of its held-out scores."""
+    scorer = dataclasses.replace(config.scorer, **CEILING)
+    inputs = [{name: pool[name][rows] for name in ("features", "energy")} for rows in (truth, ~truth)]
+    held_out = _fit(scorer, config, *inputs, labels=np.zeros(truth.sum(), np.int32))
+    return {"auc": auc(held_out["positive"], held_out["pool"])}
+
+
+def untrained(config: Config, labelled: Arrays, pool: Arrays) -> dict[str, Callable[[], np.ndarray]]:
+    """Return the scores of the pool that need no training, by row."""
+    features = pool["features"]
+    mean, std = features.mean(0), features.std(0) + 1e-6
+
+    def distance() -> np.ndarray:
+        spread = {"pool_mean": mean, "pool_covariance": np.cov(features, rowvar=False)}
+        classes = config.data.num_classes
+        gaussians = fit_gaussians(labelled["features"], labelled["labels"], num_classes=classes, **spread)
+        return np.asarray(jax.jit(relative_distance)(gaussians, features))
+
+    return {
+        "teacher confidence": lambda: pool["confidence"],
+        "teacher energy": lambda: pool["energy"],
+        "five nearest labelled": lambda: -mean_distances((features - mean) / std, (labelled["features"] - mean) / std),
+        "distance alone": distance,
+    }
+
+
+def rows_of(config: Config, labelled: Arrays, pool: Arrays, truth: np.ndarray) -> dict[str, Callable[[], dict]]:
+    """Return every row of a table by name."""
+    rows: dict[str, Callable[[], dict]] = {}
+    for name, score in untrained(config, labelled, pool).items():
+        rows[name] = lambda score=score: _timed_auc(score, truth)
+    for name, options in HEADS.items():
+        rows[name] = functools.partial(run_heads, config, options, labelled, pool, truth)
+    for prior in PRIORS:
+        options = {"distance": 0.0, "energy": 0.0, "loss": "balanced_nnpu", "class_prior": prior}
+        rows[f"balanced nnPU, prior {prior}"] = functools.partial(run_heads, config, options, labelled, pool, truth)
+    rows["ceiling"] = functools.partial(run_ceiling, config, labelled, pool, truth)
+    return rows
+
+
+def _timed_auc(score: Callable[[], np.ndarray], truth: np.ndarray) -> dict:
+    started = time.perf_counter()
+    scores = score()
+    return {"auc": auc(scores[truth], scores[~truth]), "seconds": time.perf_counter() - started}
+
+
+def main() -> None:
+    """Measure the rows of a table that have no result yet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", choices=("quickstart", "digits", "cifar10"), required=True)
+    parser.add_argument("--data", type=Path, default=Path("raw"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--per_class", type=int, default=100, help="cifar10: labelled images a class")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/ablation"))
+    parser.add_argument("--rows", nargs="*", help="only these")
+    parser.add_argument("--out", type=Path, default=ablation.RESULTS / "scorers.jsonl")
+    args = parser.parse_args()
+    configure_backend()
+    done = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    seen: dict[str, Arrays] = {}
+    for seed in range(args.seeds):
+        config = resolve(ablation.table_config(args.table, seed, args.data, args.workdir, per_class=args.per_class))
+        labelled_source = open_source(config.data.labelled, config.data)
+        pool_source = open_source(config.data.pool, config.data, labelled=False)
+        labelled = outputs(config, labelled_source, np.arange(len(labelled_source)))
+        labelled |= {"labels": labelled_source.labels, "last_stage": last_stage_size(config)}
+        if pool_source.fingerprint not in seen:
+            seen = {pool_source.fingerprint: outputs(config, pool_source, np.arange(len(pool_source)))}
+        common = {"table": args.table, "per_class": len(labelled_source) // config.data.num_classes, "seed": seed}
+        for row, run in rows_of(config, labelled, seen[pool_source.fingerprint], pool_source.truth).items():
+            key = {**common, "row": row}
+            if (args.rows and row not in args.rows) or any(key.items() <= line.items() for line in done):
+                continue
+            line = key | run() | {"true_prior": float(pool_source.truth.mean())}
+            line |= {"date": str(datetime.date.today()), "commit": ablation.commit()}
+            line |= {"device": jax.devices()[0].device_kind, "versions": ablation.versions()}
+            with args.out.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            print(f"{common} {row}: AUC {line['auc']:.4f}", flush=True)
+
+
+def last_stage_size(config: Config) -> int:
+    """Return how many of the features, the last ones, are of the teacher's last stage."""
+    module, variables = load_classifier(config, config.teacher.model, weights_path(config))
+    size = config.data.image_size
+    image = jax.ShapeDtypeStruct((1, size, size, config.data.channels), jnp.float32)
+    _, features = jax.eval_shape(lambda x: module.apply(variables, x, train=False), image)
+    return features[-1].shape[-1]
+
+
+if __name__ == "__main__":
+    main()
