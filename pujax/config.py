@@ -51,7 +51,6 @@ class DataConfig:
 class TrainingConfig:
     """One run of stochastic gradient descent; decay applies to every parameter, as in the released recipe."""
 
-    model: str = ""
     batch_size: int = 128
     num_steps: int = 1000
     learning_rate: float = 0.1  # peak
@@ -61,15 +60,16 @@ class TrainingConfig:
     schedule: str = "cosine"  # "cosine" to zero, "step" or "constant"
     milestones: tuple[float, ...] = (0.25, 0.5, 0.75)  # of num_steps; a "step" schedule divides by ten at each
     warmup_steps: int = 0
-    crop_padding: int = 0  # zero padding before a random crop; 0 switches crops off
+    crop_padding: int = 0  # zero padding before a random crop; 0 switches crops off; not in a frozen scorer
     flip: bool = False  # random horizontal flips; in a frozen scorer, features averaged over both sides
-    steps_per_call: int = 1  # optimiser steps per dispatch
+    steps_per_call: int = 1  # optimiser steps per dispatch; a frozen scorer takes all in one
 
 
 @dataclass
 class TeacherConfig(TrainingConfig):
     """The network to compress: restored from `weights`, or trained here on `data.full`."""
 
+    model: str = ""  # see models.CLASSIFIERS
     weights: str = ""  # a .safetensors file, "embedded:<file>", or empty to train
 
 
@@ -109,6 +109,7 @@ class MiningConfig:
 class DistillConfig(TrainingConfig):
     """Robust knowledge distillation from the teacher into the student."""
 
+    model: str = ""  # see models.CLASSIFIERS
     temperature: float = 4.0
     class_weights: str = "none"  # "inverse_frequency" weighs by the teacher's class mass, as released
     robust: str = "none"  # "paper": largest of perturbed weightings; "worst_case": exact inner maximum
@@ -281,7 +282,7 @@ def _check_leaf(name: str, value: Any) -> None:
             raise ValueError(f"{name} is {number}; it must be greater than 0")
         if leaf in _NOT_NEGATIVE and number < 0:
             raise ValueError(f"{name} is {number}; it must not be negative")
-        if leaf in ("momentum", "holdout", "max_unreadable") and not 0 <= number < 1:
+        if leaf in ("momentum", "holdout", "max_unreadable", "milestones") and not 0 <= number < 1:
             raise ValueError(f"{name} is {number}; it must be at least 0 and less than 1")
 
 
