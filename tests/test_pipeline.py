@@ -1,6 +1,5 @@
 """The whole job on the embedded images, small: stages, skipping, killing, device counts, and what it refuses."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -174,23 +173,6 @@ def test_a_work_directory_of_another_config_is_refused(undisturbed):
     assert "scorer.learning_rate=0.05, this run has 0.01" in line
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ([], "no --config"),
-        (["--config", "configs/none.py"], "there is no config file configs/none.py"),
-        (["--config", "configs/quickstart.py", "--config.distill.lerning_rate=1"], "did you mean"),
-        (["--config", "configs/quickstart.py", "--stages=minee"], "there is no stage 'minee'"),
-        (["--config", "configs/quickstart.py", "--config.distill.num_steps=many"], "num_steps"),
-    ],
-    ids=["no config", "no file", "field", "stage", "type"],
-)
-def test_bad_command_lines_are_refused_in_one_line(options, message):
-    status, line = refused(*options)
-    assert status == 2
-    assert message in line
-
-
 def test_help_and_dry_run(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "pujax.launch", "--help"], cwd=ROOT, env=environment(), capture_output=True, text=True
@@ -221,61 +203,6 @@ def in_process(tmp_path, change):
     config.scorer.num_steps = 20
     change(config)
     return pipeline.run(resolve(config), tmp_path / "run")
-
-
-def set_field(path, value):
-    def change(config):
-        *groups, leaf = path.split(".")
-        for group in groups:
-            config = getattr(config, group)
-        setattr(config, leaf, value)
-
-    return change
-
-
-def wrong_classes(config):
-    config.data.num_classes = 5
-
-
-def impossible_threshold(config):
-    config.mining.selection, config.mining.threshold = "threshold", 1e6
-
-
-def huge_batch(config):
-    config.distill.batch_size = 80_000
-
-
-def missing_folder(config):
-    config.data.pool = dataclasses.replace(config.data.pool, kind="folder", path="nowhere")
-
-
-def missing_weights(config):
-    config.teacher.weights = "nowhere.safetensors"
-
-
-def wrong_model(config):
-    config.teacher.model = "lenet5_half"
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (wrong_classes, "data.num_classes"),
-        (impossible_threshold, "threshold"),
-        (huge_batch, "batch_size"),
-        (missing_folder, "nowhere"),
-        (missing_weights, "nowhere.safetensors"),
-        (wrong_model, "the model needs"),
-    ],
-)
-def test_wrong_inputs_are_named(tmp_path, change, message):
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
-        in_process(tmp_path, change)
-
-
-def test_an_infinite_learning_rate_ends_with_the_step(tmp_path):
-    with pytest.raises(FloatingPointError, match="distill: the loss is not finite at step"):
-        in_process(tmp_path, set_field("distill.learning_rate", 1e30))
 
 
 def write_pool_folder(root, num_images=200):
