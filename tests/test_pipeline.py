@@ -111,6 +111,8 @@ def test_killed_and_resumed_equals_never_killed(undisturbed, tmp_path, begun):
     resumed, _ = run(workdir)
     assert numbers(resumed) == numbers(summary)
     assert all(path.stat().st_mtime_ns == when for path, when in finished.items())
+    for name in ("scorer/scorer.safetensors", "mine/selected.parquet", "distill/student.safetensors"):
+        assert (workdir / name).read_bytes() == (undisturbed[0] / name).read_bytes(), name
 
 
 def test_eight_devices_mine_the_same_images(undisturbed, tmp_path):
