@@ -12,8 +12,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
-from pujax.config import SourceConfig
+from pujax import baselines
+from pujax.config import BASELINES, SourceConfig
+from pujax.data.embedded import load_embedded
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -208,10 +211,6 @@ def in_process(tmp_path, change):
 
 
 def write_pool_folder(root, num_images=200):
-    from PIL import Image
-
-    from pujax.data.embedded import load_embedded
-
     root.mkdir()
     for i, image in enumerate(load_embedded("pool")["images"][:num_images]):
         Image.fromarray(image).save(root / f"{i:04d}.png")
@@ -233,6 +232,26 @@ def test_pool_images_that_do_not_decode_stop_the_run_or_are_counted(tmp_path):
         in_process(tmp_path, change)
     mining = in_process(tmp_path / "tolerant", tolerate)["mining"]
     assert (mining["pool_images"], mining["scored"], mining["unreadable"], mining["selected"]) == (200, 199, 1, 199)
+
+
+def test_a_teacher_is_trained_from_labels_and_every_baseline_gets_its_images(tmp_path):
+    kept = []
+
+    def change(config):
+        config.teacher.weights, config.teacher.num_steps, config.teacher.batch_size = "", 40, 64
+        config.data.full = SourceConfig(kind="embedded", name="test", limit=640)
+        config.baselines, config.distill.num_steps = ("full_data",), 1
+        config.mining.selection, config.mining.budget = "class_balanced", 70
+        kept.append(config)
+
+    summary = in_process(tmp_path, change)
+    assert summary["teacher"]["accuracy"] > 0.3
+    assert summary["baselines"]["full_data"]["train_images"] == 640
+    parts = {name: baselines.training_parts(kept[0], tmp_path / "run", name) for name in BASELINES}
+    counts = {name: sum(len(index) for _, index in part) for name, part in parts.items()}
+    truth = int(load_embedded("pool")["truth"][:1000].sum())
+    expected = {"labelled_only": 200, "random": 170, "teacher_confidence": 170, "all": 1100, "full_data": 640}
+    assert counts == expected | {"true_positives": 100 + truth}
 
 
 @pytest.mark.parametrize("robust", ["none", "paper", "worst_case"])

@@ -162,7 +162,7 @@ class Scorer(nn.Module):
 
 
 def nnpu(z, labelled, prior):
-    """The released rule with the sigmoid loss: the value of the risk, the gradient of -(negative risk) where it is < 0."""
+    """The released rule with the sigmoid loss: below zero the gradient is that of minus the negative risk."""
     positive = prior * torch.sigmoid(-z[labelled]).mean()
     negative = torch.sigmoid(z[~labelled]).mean() - prior * torch.sigmoid(z[labelled]).mean()
     if negative >= 0:
