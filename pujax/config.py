@@ -214,17 +214,21 @@ def require_known_field(path: str) -> None:
     raise ValueError(f"there is no option --config.{path}{hint}")
 
 
-def _convert_tuples(config: Any) -> Any:
+def _convert_tuples(config: Any, prefix: str = "") -> Any:
     """Return a copy in which "a,b" given for a tuple field has become ("a", "b")."""
     hints, changes = typing.get_type_hints(type(config)), {}
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
         if dataclasses.is_dataclass(value):
-            changes[item.name] = _convert_tuples(value)
+            changes[item.name] = _convert_tuples(value, f"{prefix}{item.name}.")
         elif isinstance(hints[item.name], types.GenericAlias):
             kind = typing.get_args(hints[item.name])[0]
             parts = [part for entry in value for part in (entry.split(",") if isinstance(entry, str) else [entry])]
-            changes[item.name] = tuple(kind(part) for part in parts if part != "")
+            try:
+                changes[item.name] = tuple(kind(part) for part in parts if part != "")
+            except ValueError as error:
+                given = ",".join(map(str, parts))
+                raise ValueError(f"{prefix}{item.name} is {given}; give numbers as a,b,c") from error
     return dataclasses.replace(config, **changes)
 
 

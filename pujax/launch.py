@@ -80,7 +80,7 @@ def _parse(argv: list[str]) -> list[str]:
         return flags.FLAGS(argv)
     except Exception as error:  # whatever a recipe raises
         where = _place_in_recipe(error, recipe) if recipe else ""
-        if not where and not isinstance(error, flags.Error):
+        if not where and not isinstance(error, flags.Error | ValueError):
             raise
         raise ValueError(where or str(error)) from error
 

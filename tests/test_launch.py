@@ -54,6 +54,7 @@ def call(monkeypatch, capfd):
         ([QUICK[0], "--config.baselines=labelled,random"], "baselines contains 'labelled'; choose from labelled_only"),
         ([QUICK[0], "--stages=minee"], "there is no stage 'minee'"),
         ([QUICK[0], "--stages="], "there is no stage ''"),
+        ([QUICK[0], "--nodry_run=3"], "does not take an argument"),
         (["--config=configs/mnist.py", "--workdir=unused"], "`tfds build mnist --file_format=array_record`"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
