@@ -42,11 +42,12 @@ def main(argv: list[str]) -> None:
     configure_backend()
     _initialize_distributed()
     if _DRY_RUN.value:
-        print(plan.describe(config, workdir, stages))
-        return
-    summary = pipeline.run(config, workdir, stages)
+        report = plan.describe(config, workdir, stages)
+    else:
+        verdict = pipeline.verdict(pipeline.run(config, workdir, stages))
+        report = f"\n{verdict}summary: {workdir / 'summary.json'}"
     if is_main_process():
-        print(f"\n{pipeline.verdict(summary)}\nsummary: {workdir / 'summary.json'}")
+        print(report)
 
 
 def _read_flags(argv: list[str]) -> tuple[Config, Path, tuple[str, ...]]:

@@ -214,7 +214,7 @@ def summarize(config: Config, units: dict[str, Unit], seconds: float) -> dict[st
 
 
 def verdict(summary: dict[str, Any]) -> str:
-    """Return a plain statement of what mining was worth, from a summary."""
+    """Return a plain statement of what mining was worth, in whole lines; none while there is no student."""
     if "student" not in summary:
         return ""
     student = 100 * summary["student"]["accuracy"]
@@ -222,7 +222,7 @@ def verdict(summary: dict[str, Any]) -> str:
     for name, block in summary.get("baselines", {}).items():
         other = 100 * block["accuracy"]
         lines.append(f"  {name:<20} {other:6.2f} %   mining is worth {student - other:+.2f} points")
-    return "\n".join(lines)
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _say(line: str) -> None:
