@@ -135,7 +135,7 @@ def test_two_processes_do_what_one_does(undisturbed, tmp_path):
         address = f"localhost:{free.getsockname()[1]}"
     processes = [
         subprocess.Popen(
-            command(workdir),
+            command(workdir, "--config.baselines="),
             cwd=ROOT,
             env=environment()
             | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(rank)},
