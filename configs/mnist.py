@@ -1,11 +1,11 @@
-"""MNIST, ten labelled images a class, mined from EMNIST letters mixed with MNIST's own training images.
+"""MNIST, ten labelled images a class, mined from EMNIST: letters and digits of other hands.
 
 The paper's MNIST setting has no released code; this is our reading: LeNet-5 teacher trained on all of MNIST,
 LeNet-5-half student, pool EMNIST (method and networks as in the authors' sibling project DAFL).
 
     python -m pujax.launch --config configs/mnist.py
 
-Data: TFDS `mnist` and `emnist/letters`, prepared once where there is a network (the error says how).
+Data: TFDS `mnist` and `emnist/byclass`, prepared once where there is a network (the error says how).
 Hardware: a few CPU cores. Expected result: not measured yet.
 """
 

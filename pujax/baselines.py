@@ -21,15 +21,17 @@ def run(config: Config, workdir: Path, mesh: Mesh, log: MetricsLog, *, name: str
     return {key: block[key] for key in ("accuracy", "train_images")}
 
 
-def training_parts(config: Config, workdir: Path, name: str) -> list[tuple[ImageSource, np.ndarray]]:
-    """Return the (source, indices) that a baseline trains on; mined-set size is the budget of those that need one.
+def check_data(config: Config, name: str) -> None:
+    """Raise ValueError if the data that a baseline needs beyond those of the job are not there."""
+    if name == "full_data" and not config.data.full.kind:
+        raise ValueError("baseline full_data needs data.full, the whole labelled training set; it is not set")
+    if name == "true_positives" and open_source(config.data.pool, config.data, labelled=False).truth is None:
+        raise ValueError("baseline true_positives needs a pool that carries truth for evaluation; this one does not")
 
-    Raises:
-        ValueError: the data that the baseline needs is not there.
-    """
+
+def training_parts(config: Config, workdir: Path, name: str) -> list[tuple[ImageSource, np.ndarray]]:
+    """Return the (source, indices) that a baseline trains on; mined-set size is the budget of those that need one."""
     if name == "full_data":
-        if not config.data.full.kind:
-            raise ValueError("baseline full_data needs data.full, the whole labelled training set; it is not set")
         full = open_source(config.data.full, config.data)
         return [(full, np.arange(len(full)))]
     labelled = open_source(config.data.labelled, config.data)
@@ -42,10 +44,6 @@ def training_parts(config: Config, workdir: Path, name: str) -> list[tuple[Image
 
 def _choose(config: Config, workdir: Path, pool: ImageSource, name: str) -> np.ndarray:
     if name == "true_positives":
-        if pool.truth is None:
-            raise ValueError(
-                "baseline true_positives needs a pool that carries truth for evaluation; this one does not"
-            )
         return np.flatnonzero(pool.truth)
     table, _ = read_scores(workdir / "mine" / "shards", num_images=len(pool), shard_size=config.mining.shard_size)
     budget = len(read_selection(workdir))

@@ -30,18 +30,26 @@ class TrainingCheckpoint:
         self.every = every
 
     def restore(self, state: Any, batches: grain.DatasetIterator) -> Any:
-        """Return the newest saved state, and move `batches` to where it was; `state` itself if none is saved."""
+        """Return the newest saved state, and move `batches` to where it was; `state` itself if none is saved.
+
+        Raises:
+            ValueError: what was saved cannot be read.
+        """
         step = self._manager.latest_step()
         if step is None:
             return state
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(target), data=grain.checkpoint.CheckpointRestore(batches)
-            ),
+        args = ocp.args.Composite(
+            state=ocp.args.StandardRestore(target), data=grain.checkpoint.CheckpointRestore(batches)
         )
-        return restored["state"]
+        try:
+            return self._manager.restore(step, args=args)["state"]
+        except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
+            folder = self._manager.directory
+            raise ValueError(
+                f"the checkpoint of step {step} in {folder} cannot be restored ({type(error).__name__}); delete "
+                f"{folder} to begin this training again"
+            ) from error
 
     def save(self, step: int, state: Any, batches: grain.DatasetIterator) -> None:
         """Save `state` and the position of `batches`; returns while the write goes on."""
@@ -89,6 +97,18 @@ def load_weights(path: str | Path, template: Any) -> Any:
         if flat[name].shape != leaf.shape:
             raise ValueError(f"{path}: {name} has shape {flat[name].shape}, the model needs {leaf.shape}")
     return flax.traverse_util.unflatten_dict({name: flat[name] for name in wanted}, sep="/")
+
+
+def load_json(path: Path) -> Any:
+    """Read what `save_json` wrote.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged; delete {path.parent} and run the command again") from error
 
 
 def save_json(path: Path, value: Any) -> None:

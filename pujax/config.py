@@ -51,7 +51,6 @@ class DataConfig:
 class TrainingConfig:
     """One run of stochastic gradient descent; decay applies to every parameter, as in the released recipe."""
 
-    model: str = ""
     batch_size: int = 128
     num_steps: int = 1000
     learning_rate: float = 0.1  # peak
@@ -61,15 +60,16 @@ class TrainingConfig:
     schedule: str = "cosine"  # "cosine" to zero, "step" or "constant"
     milestones: tuple[float, ...] = (0.25, 0.5, 0.75)  # of num_steps; a "step" schedule divides by ten at each
     warmup_steps: int = 0
-    crop_padding: int = 0  # zero padding before a random crop; 0 switches crops off
+    crop_padding: int = 0  # zero padding before a random crop; 0 switches crops off; not in a frozen scorer
     flip: bool = False  # random horizontal flips; in a frozen scorer, features averaged over both sides
-    steps_per_call: int = 1  # optimiser steps per dispatch
+    steps_per_call: int = 1  # optimiser steps per dispatch; a frozen scorer takes all in one
 
 
 @dataclass
 class TeacherConfig(TrainingConfig):
     """The network to compress: restored from `weights`, or trained here on `data.full`."""
 
+    model: str = ""  # see models.CLASSIFIERS
     weights: str = ""  # a .safetensors file, "embedded:<file>", or empty to train
 
 
@@ -110,6 +110,7 @@ class MiningConfig:
 class DistillConfig(TrainingConfig):
     """Robust knowledge distillation from the teacher into the student."""
 
+    model: str = ""  # see models.CLASSIFIERS
     temperature: float = 4.0
     class_weights: str = "none"  # "inverse_frequency" weighs by the teacher's class mass, as released
     robust: str = "none"  # "paper": largest of perturbed weightings; "worst_case": exact inner maximum
@@ -218,17 +219,21 @@ def require_known_field(path: str) -> None:
     raise ValueError(f"there is no option --config.{path}{hint}")
 
 
-def _convert_tuples(config: Any) -> Any:
+def _convert_tuples(config: Any, prefix: str = "") -> Any:
     """Return a copy in which "a,b" given for a tuple field has become ("a", "b")."""
     hints, changes = typing.get_type_hints(type(config)), {}
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
         if dataclasses.is_dataclass(value):
-            changes[item.name] = _convert_tuples(value)
+            changes[item.name] = _convert_tuples(value, f"{prefix}{item.name}.")
         elif isinstance(hints[item.name], types.GenericAlias):
             kind = typing.get_args(hints[item.name])[0]
             parts = [part for entry in value for part in (entry.split(",") if isinstance(entry, str) else [entry])]
-            changes[item.name] = tuple(kind(part) for part in parts if part != "")
+            try:
+                changes[item.name] = tuple(kind(part) for part in parts if part != "")
+            except ValueError as error:
+                given = ",".join(map(str, parts))
+                raise ValueError(f"{prefix}{item.name} is {given}; give numbers as a,b,c") from error
     return dataclasses.replace(config, **changes)
 
 
@@ -285,7 +290,8 @@ def _check_leaf(name: str, value: Any) -> None:
             raise ValueError(f"{name} is {number}; it must be greater than 0")
         if leaf in _NOT_NEGATIVE and number < 0:
             raise ValueError(f"{name} is {number}; it must not be negative")
-        if leaf in ("momentum", "holdout", "max_unreadable", "noise_adaptation") and not 0 <= number < 1:
+        shares = ("momentum", "holdout", "max_unreadable", "milestones", "noise_adaptation")
+        if leaf in shares and not 0 <= number < 1:
             raise ValueError(f"{name} is {number}; it must be at least 0 and less than 1")
 
 

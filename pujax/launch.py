@@ -38,15 +38,16 @@ The same command continues a run that was stopped. Exit status: 0 done, 2 the in
 def main(argv: list[str]) -> None:
     """Run the job that the flags describe."""
     config, workdir, stages = _read_flags(argv)
-    logging.set_verbosity(logging.WARNING)
+    logging.set_verbosity(logging.ERROR)  # libraries warn of what pujax reports itself
     configure_backend()
     _initialize_distributed()
     if _DRY_RUN.value:
-        print(plan.describe(config, workdir, stages))
-        return
-    summary = pipeline.run(config, workdir, stages)
+        report = plan.describe(config, workdir, stages)
+    else:
+        verdict = pipeline.verdict(pipeline.run(config, workdir, stages))
+        report = f"\n{verdict}summary: {workdir / 'summary.json'}"
     if is_main_process():
-        print(f"\n{pipeline.verdict(summary)}\nsummary: {workdir / 'summary.json'}")
+        print(report)
 
 
 def _read_flags(argv: list[str]) -> tuple[Config, Path, tuple[str, ...]]:
@@ -57,7 +58,7 @@ def _read_flags(argv: list[str]) -> tuple[Config, Path, tuple[str, ...]]:
     path = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
     if not isinstance(_CONFIG.value, Config):
         raise ValueError(f"{path}: get_config() must return a pujax.config.Config, not {type(_CONFIG.value).__name__}")
-    for stage in _STAGES.value:
+    for stage in _STAGES.value or [""]:
         if stage not in pipeline.STAGES:
             raise ValueError(f"there is no stage {stage!r}; choose from {', '.join(pipeline.STAGES)}")
     return resolve(_CONFIG.value), Path(_WORKDIR.value or Path("runs") / path.stem), tuple(_STAGES.value)
@@ -73,42 +74,74 @@ def _parse(argv: list[str]) -> list[str]:
             require_known_field(match.group(1))
     if "--config" in argv and (at := argv.index("--config") + 1) < len(argv):
         argv = [*argv[: at - 1], f"--config={argv[at]}", *argv[at + 1 :]]
-    for argument in argv[1:]:
-        if argument.startswith("--config=") and not Path(argument.removeprefix("--config=")).is_file():
-            raise FileNotFoundError(f"there is no config file {argument.removeprefix('--config=')}")
+    recipe = next((Path(a.removeprefix("--config=")) for a in argv[1:] if a.startswith("--config=")), None)
+    if recipe and not recipe.is_file():
+        raise FileNotFoundError(f"there is no config file {recipe}")
     try:
         return flags.FLAGS(argv)
-    except flags.Error as error:
-        raise ValueError(str(error)) from error
+    except Exception as error:  # whatever a recipe raises
+        where = _place_in_recipe(error, recipe) if recipe else ""
+        if not where and not isinstance(error, flags.Error | ValueError):
+            raise
+        raise ValueError(where or str(error)) from error
+
+
+def _place_in_recipe(error: BaseException, recipe: Path) -> str:
+    """Return "file, line n: what", if the error or what it was made from came out of the recipe; else ""."""
+    while cause := error.__cause__ or error.__context__:
+        error = cause
+    frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename:
+        frames.append((error.filename, error.lineno))
+    lines = [line for file, line in frames if Path(file).resolve() == recipe.resolve()]
+    if lines:
+        return f"{recipe}, line {lines[-1]}: {type(error).__name__}: {error}"
+    if isinstance(error, AttributeError) and "'get_config'" in str(error):
+        return f"{recipe} has no function get_config()"
+    return ""
 
 
 def _initialize_distributed() -> None:
-    """Join the other processes, where the environment says that there are any."""
+    """Join the other processes, where the environment says that there are any.
+
+    Raises:
+        ValueError: the devices belong to several processes that have not joined.
+    """
     if address := os.environ.get("JAX_COORDINATOR_ADDRESS"):
         jax.distributed.initialize(address, int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"]))
-    elif "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+    elif (
+        os.environ.get("PUJAX_DISTRIBUTED") == "1"
+        or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")  # set on GKE, not on TPU VMs
+        or int(os.environ.get("SLURM_NTASKS", "1")) > 1
+    ):
         jax.distributed.initialize()
+    if jax.process_count() > 1 and not jax.distributed.is_initialized():
+        raise ValueError(f"this is one of {jax.process_count()} processes; set PUJAX_DISTRIBUTED=1 on all of them")
 
 
 def run() -> None:
     """Entry point: map the user's mistakes to one line and exit status 2, everything else to 1."""
     try:
         app.run(main, flags_parser=_parse)
+    except KeyboardInterrupt:
+        _fail("stopped; the same command continues the run", 1)
     except FloatingPointError as error:
         _fail(error, 1)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.filename:
+            _fail(f"{error.filename}: {error.strerror}", 2)
         if not _is_ours(error):
             raise
         _fail(error, 2)
 
 
 def _is_ours(error: Exception) -> bool:
-    """Whether pujax itself, or a recipe, raised the error; one from inside a library keeps its traceback."""
+    """Whether pujax itself raised the error; one from inside a library keeps its traceback."""
     origin = traceback.extract_tb(error.__traceback__)[-1].filename
-    return Path(origin).resolve().is_relative_to(Path(__file__).resolve().parent) or "configs" in Path(origin).parts
+    return Path(origin).resolve().is_relative_to(Path(__file__).resolve().parent)
 
 
-def _fail(error: Exception, status: int) -> None:
+def _fail(error: Exception | str, status: int) -> None:
     print(f"pujax: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(status)
 

@@ -77,7 +77,7 @@ def score_pool(config: Config, workdir: Path, folder: Path, pool: ImageSource) -
     """Score this process's missing shards; return images per second over them (0 if there were none)."""
     shards = shard_ranges(len(pool), config.mining.shard_size)
     own = [shard for i, shard in enumerate(shards) if i % jax.process_count() == jax.process_index()]
-    missing = [(start, stop) for start, stop in own if not shard_path(folder, start, stop).exists()]
+    missing = missing_shards(folder, own)
     if not missing:
         return 0.0
     mesh = make_mesh(jax.local_devices())
@@ -91,6 +91,18 @@ def score_pool(config: Config, workdir: Path, folder: Path, pool: ImageSource) -
     rate = progress.rate()
     progress.close()
     return rate
+
+
+def missing_shards(folder: Path, shards: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return those of the shards whose file is not there, or does not end as it should."""
+
+    def is_whole(start: int, stop: int) -> bool:
+        try:
+            return pq.read_metadata(shard_path(folder, start, stop)).num_rows == stop - start
+        except (FileNotFoundError, pa.ArrowInvalid):
+            return False
+
+    return [shard for shard in shards if not is_whole(*shard)]
 
 
 def shard_ranges(num_images: int, shard_size: int) -> list[tuple[int, int]]:
@@ -135,19 +147,28 @@ def read_scores(folder: Path, *, num_images: int, shard_size: int) -> tuple[Scor
     """Return the table of the readable images of all shards, in pool order, and the number of unreadable ones.
 
     Raises:
+        ValueError: a shard is damaged.
         RuntimeError: a shard is missing, or the shards do not hold every image exactly once.
     """
     paths = [shard_path(folder, start, stop) for start, stop in shard_ranges(num_images, shard_size)]
     missing = [path.name for path in paths if not path.exists()]
     if missing:
         raise RuntimeError(f"{len(missing)} score shards are missing, the first is {missing[0]}; run the command again")
-    tables = pa.concat_tables([pq.read_table(path, columns=[*_FIELDS, "readable"]) for path in paths])
+    tables = pa.concat_tables([_read_shard(path) for path in paths])
     columns = {name: tables[name].to_numpy() for name in (*_FIELDS, "readable")}
     if not np.array_equal(columns["index"], np.arange(num_images)):
         raise RuntimeError(f"the shards in {folder} do not hold every pool image exactly once")
     readable = columns.pop("readable")
     table = ScoreTable(**{name: column[readable] for name, column in columns.items()})
     return table, int((~readable).sum())
+
+
+def _read_shard(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path, columns=[*_FIELDS, "readable"])
+    except (OSError, pa.ArrowInvalid) as error:
+        done = path.parent.parent / "DONE.json"
+        raise ValueError(f"{path} is damaged; delete it and {done}, and run the command again") from error
 
 
 def first_unreadable(folder: Path) -> str:

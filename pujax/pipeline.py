@@ -7,7 +7,6 @@ summary block. A folder made from other inputs is never reused: the run stops an
 
 import dataclasses
 import importlib.metadata
-import json
 import platform
 import time
 from collections.abc import Callable
@@ -20,11 +19,12 @@ import jax
 from jax.sharding import Mesh
 
 from pujax import baselines, distill, mining, scorer, teacher
-from pujax.checkpoint import save_json
+from pujax.checkpoint import load_json, save_json
 from pujax.config import RUN_ONLY_FIELDS, Config, flatten
 from pujax.data.sources import ImageSource, open_source
 from pujax.metrics import MetricsLog
-from pujax.sharding import barrier, is_main_process, make_mesh
+from pujax.models import CLASSIFIERS
+from pujax.sharding import barrier, check_divisible, is_main_process, make_mesh
 
 STAGES = ("teacher", "scorer", "mine", "distill", "baselines")
 
@@ -44,6 +44,7 @@ _BEFORE = {
     "scorer": ("teacher",),
     "mine": ("teacher", "scorer"),
     "distill": ("teacher", "scorer", "mine"),
+    "baselines": ("teacher", "scorer", "mine"),
 }
 
 
@@ -61,7 +62,7 @@ class Unit:
 
     def block(self) -> dict[str, Any]:
         """Return the summary block of a finished unit."""
-        return json.loads((self.folder / "DONE.json").read_text())
+        return load_json(self.folder / "DONE.json")
 
 
 def run(config: Config, workdir: Path, stages: tuple[str, ...] = STAGES) -> dict[str, Any]:
@@ -72,15 +73,14 @@ def run(config: Config, workdir: Path, stages: tuple[str, ...] = STAGES) -> dict
     """
     started = time.monotonic()
     workdir.mkdir(parents=True, exist_ok=True)
+    mesh = make_mesh()
     with closing(MetricsLog(workdir, enabled=is_main_process())) as log:
-        units = make_units(config, workdir, make_mesh(), log)
-        for unit in units.values():
-            check_inputs(unit)
+        units = make_units(config, workdir, mesh, log)
+        check(config, units, stages, mesh)
         if is_main_process():
             save_json(workdir / "config.json", dataclasses.asdict(config))
         for name, unit in units.items():
             if name.split("/")[0] in stages:
-                _require_before(units, name)
                 run_unit(name, unit)
     summary = summarize(config, units, time.monotonic() - started)
     if is_main_process():
@@ -117,10 +117,11 @@ def source_fingerprints(config: Config) -> dict[str, str]:
 def open_all(config: Config) -> dict[str, ImageSource]:
     """Return every data source that is set, by its name in the config."""
     parts = {part: getattr(config.data, part) for part in ("full", "test", "labelled", "pool")}
+    for part in ("test", "labelled", "pool"):
+        if not parts[part].kind:
+            raise ValueError(f"data.{part} is not set; give --config.data.{part}.kind and .path")
     return {
-        part: open_source(source, config.data, labelled=part != "pool")
-        for part, source in parts.items()
-        if source.kind or part != "full"
+        part: open_source(source, config.data, labelled=part != "pool") for part, source in parts.items() if source.kind
     }
 
 
@@ -136,12 +137,36 @@ def stage_inputs(config: Config, sources: dict[str, str], stages: tuple[str, ...
     return inputs | {f"contents of data.{part}": sources[part] for part in parts if part in sources}
 
 
+def check(config: Config, units: dict[str, Unit], stages: tuple[str, ...], mesh: Mesh) -> None:
+    """Raise ValueError for what would stop one of the stages hours later."""
+    for unit in units.values():
+        check_inputs(unit)
+        if unit.is_done():
+            unit.block()  # damaged?
+    to_do = {name.split("/")[0] for name, unit in units.items() if not unit.is_done()}
+    for stage in to_do.intersection(stages):
+        missing = sorted(to_do.intersection(_BEFORE[stage]).difference(stages), key=STAGES.index)
+        if missing:
+            raise ValueError(f"stage {stage} needs stage {missing[0]}, which has not run; add it to --stages")
+    for field, training in (("teacher", config.teacher), ("distill", config.distill)):
+        if not training.model:
+            raise ValueError(f"{field}.model is not set; choose from {', '.join(CLASSIFIERS)}")
+    if not config.teacher.weights:
+        if not config.data.full.kind:
+            raise ValueError("neither teacher.weights nor data.full is set; give weights, or images to train on")
+        check_divisible(config.teacher.batch_size, mesh, "teacher.batch_size")
+    check_divisible(config.scorer.batch_size, mesh, "scorer.batch_size")
+    check_divisible(config.distill.batch_size, mesh, "distill.batch_size")
+    for name in config.baselines:
+        baselines.check_data(config, name)
+
+
 def check_inputs(unit: Unit) -> None:
     """Raise ValueError, naming the field, if the unit's folder was made from other inputs."""
     path = unit.folder / "INPUTS.json"
     if not path.exists():
         return
-    before = json.loads(path.read_text())
+    before = load_json(path)
     for name in sorted(before.keys() | unit.inputs.keys()):
         if before.get(name) != unit.inputs.get(name):
             raise ValueError(
@@ -189,7 +214,7 @@ def summarize(config: Config, units: dict[str, Unit], seconds: float) -> dict[st
 
 
 def verdict(summary: dict[str, Any]) -> str:
-    """Return a plain statement of what mining was worth, from a summary."""
+    """Return a plain statement of what mining was worth, in whole lines; none while there is no student."""
     if "student" not in summary:
         return ""
     student = 100 * summary["student"]["accuracy"]
@@ -197,14 +222,7 @@ def verdict(summary: dict[str, Any]) -> str:
     for name, block in summary.get("baselines", {}).items():
         other = 100 * block["accuracy"]
         lines.append(f"  {name:<20} {other:6.2f} %   mining is worth {student - other:+.2f} points")
-    return "\n".join(lines)
-
-
-def _require_before(units: dict[str, Unit], name: str) -> None:
-    stage = name.split("/")[0]
-    for needed in _BEFORE.get(stage, ("teacher", "scorer", "mine")):
-        if not units[needed].is_done():
-            raise ValueError(f"stage {stage} needs stage {needed}, which has not run; add it to --stages")
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _say(line: str) -> None:

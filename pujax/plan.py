@@ -15,7 +15,7 @@ from pujax.distill import make_distill_loss
 from pujax.metrics import MetricsLog
 from pujax.mining import shard_ranges
 from pujax.optim import make_optimizer
-from pujax.sharding import check_divisible, make_mesh
+from pujax.sharding import make_mesh
 from pujax.teacher import image_shape, init_classifier, load_classifier, weights_path
 from pujax.train import init_state, make_train_step
 
@@ -28,11 +28,8 @@ def describe(config: Config, workdir: Path, stages: tuple[str, ...]) -> str:
         FileNotFoundError: likewise.
     """
     mesh = make_mesh()
-    for stage in ("teacher", "scorer", "distill"):
-        check_divisible(getattr(config, stage).batch_size, mesh, f"{stage}.batch_size")
     units = pipeline.make_units(config, workdir, mesh, MetricsLog(workdir, enabled=False))
-    for unit in units.values():
-        pipeline.check_inputs(unit)
+    pipeline.check(config, units, stages, mesh)
     lines = [f"devices: {mesh.size} x {jax.devices()[0].device_kind}, processes: {jax.process_count()}"]
     sources = pipeline.open_all(config)
     lines += [_describe_source(part, source) for part, source in sources.items()]

@@ -19,7 +19,7 @@ def configure_backend() -> None:
     if jax.__version_info__ < (0, 11) and "ynn_fusion_type" not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_experimental_ynn_fusion_type=".strip()
     if not jax.config.jax_compilation_cache_dir:
-        base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        base = Path(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")))
         jax.config.update("jax_compilation_cache_dir", str(base / "pujax" / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 

@@ -14,12 +14,12 @@ from pujax.checkpoint import load_weights, save_weights
 from pujax.config import Config
 from pujax.data.batches import index_batches
 from pujax.data.embedded import embedded_path
-from pujax.data.sources import open_source, read_all
+from pujax.data.sources import open_source, read_all, write_images
 from pujax.data.transforms import augment
 from pujax.inference import accuracy, compute_dtype, prepare
 from pujax.metrics import MetricsLog, flops_per_image, num_params
 from pujax.models import create_classifier
-from pujax.sharding import is_main_process, replicate
+from pujax.sharding import barrier, is_main_process, replicate
 from pujax.train import LossFn, fit
 
 
@@ -75,7 +75,11 @@ def run(config: Config, workdir: Path, mesh: Mesh, log: MetricsLog) -> dict[str,
 
 def _train(config: Config, workdir: Path, mesh: Mesh, log: MetricsLog) -> tuple[Any, Any]:
     source = open_source(config.data.full, config.data)
-    images = read_all(source, what="data.full")
+    images_path = workdir / "teacher" / "images.npy"  # mapped, for it may be larger than memory
+    if is_main_process():
+        write_images(images_path, [(source, np.arange(len(source)))])
+    barrier("teacher images")
+    images = np.load(images_path, mmap_mode="r")
     rng = jax.random.key(config.seed)
     module, variables = init_classifier(config, config.teacher.model, jax.random.fold_in(rng, 0))
     variables = fit(

@@ -56,6 +56,8 @@ def test_tuples_given_as_text_are_split():
         ("baselines", ("rnadom",), "baselines contains 'rnadom'"),
         ("data.channels", 2, "data.channels is 2"),
         ("data.mean", (0.1, 0.2), "data.mean needs one number"),
+        ("data.mean", ("0.1,much",), "data.mean is 0.1,much; give numbers as a,b,c"),
+        ("distill.milestones", (0.5, 2.0), "distill.milestones is 2.0"),
         ("distill.momentum", 1.0, "distill.momentum is 1.0"),
         ("distill.steps_per_call", 7, "distill.num_steps is 1000, not a multiple of distill.steps_per_call"),
         ("scorer.folds", 1, "scorer.folds is 1"),

@@ -9,10 +9,12 @@ import torch
 from reference import torch_models
 
 from pujax.config import DistillConfig
+from pujax.losses import nnpu_risk
 from pujax.metrics import num_params
 from pujax.models import CLASSIFIERS, PUScorer, create_classifier
 from pujax.models.layers import BatchNorm, cpu_conv
 from pujax.optim import make_optimizer
+from pujax.scorer import PUNet
 from pujax.train import init_state
 
 SIZES = {
@@ -112,11 +114,17 @@ def test_scorer_head_equals_pytorch():
     close(PUScorer(gate=True).apply(variables, tuple(features)), expected, 1e-5)
 
 
-@pytest.mark.parametrize(("name", "learning_rate"), [("cifar_resnet10_w8", 2e-3), ("cifar_resnet18", 1e-4)])
-def test_three_sgd_steps_and_running_statistics_equal_pytorch(name, learning_rate):
-    reference, module, variables, images = pair(name)
-    labels = np.arange(8) % 10
-    # A small step: float32 rounding differs between the frameworks and grows along the trajectory.
+def three_steps(reference, apply, variables, images, losses, *, learning_rate):
+    """Take three SGD steps with both frameworks; compare losses, then parameters and running statistics.
+
+    Args:
+        reference: PyTorch module.
+        apply: Flax `apply` of the same network.
+        variables: its Flax variables.
+        images: [B, H, W, C].
+        losses: PyTorch's and JAX's functions of what the networks return.
+        learning_rate: small, for float32 rounding differs between the frameworks and grows along the trajectory.
+    """
     optimizer = torch.optim.SGD(reference.parameters(), learning_rate, momentum=0.9, weight_decay=5e-3)
     tx = make_optimizer(
         DistillConfig(learning_rate=learning_rate, momentum=0.9, weight_decay=5e-3, schedule="constant")
@@ -127,9 +135,8 @@ def test_three_sgd_steps_and_running_statistics_equal_pytorch(name, learning_rat
     def step(state):
         def loss_fn(params):
             inputs = {"params": params, "batch_stats": state.batch_stats}
-            (logits, _), mutated = module.apply(inputs, images, train=True, mutable=["batch_stats"])
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            return losses.mean(), mutated["batch_stats"]
+            outputs, mutated = apply(inputs, images, train=True, mutable=["batch_stats"])
+            return losses[1](outputs), mutated["batch_stats"]
 
         (loss, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -140,7 +147,7 @@ def test_three_sgd_steps_and_running_statistics_equal_pytorch(name, learning_rat
     reference.train()
     for _ in range(3):
         optimizer.zero_grad()
-        expected = torch.nn.functional.cross_entropy(reference(nchw(images))[0], torch.from_numpy(labels))
+        expected = losses[0](reference(nchw(images)))
         expected.backward()
         optimizer.step()
         state, loss = step(state)
@@ -148,8 +155,41 @@ def test_three_sgd_steps_and_running_statistics_equal_pytorch(name, learning_rat
     after = torch_models.flax_variables(reference)
     jax.tree.map(close, state.batch_stats, after["batch_stats"])
     jax.tree.map(close, state.params, after["params"])
-    moved = np.abs(state.params["conv1"]["kernel"] - variables["params"]["conv1"]["kernel"]).max()
-    assert moved > 1e-3 * np.abs(variables["params"]["conv1"]["kernel"]).max()  # ten times the tolerance
+    return state.params
+
+
+@pytest.mark.parametrize(("name", "learning_rate"), [("cifar_resnet18", 1e-4), ("cifar_resnet34", 3e-5)])
+def test_three_sgd_steps_and_running_statistics_equal_pytorch(name, learning_rate):
+    reference, module, variables, images = pair(name)
+    labels = np.arange(8) % 10
+    losses = (
+        lambda outputs: torch.nn.functional.cross_entropy(outputs[0], torch.from_numpy(labels)),
+        lambda outputs: optax.softmax_cross_entropy_with_integer_labels(outputs[0], labels).mean(),
+    )
+    params = three_steps(reference, module.apply, variables, images, losses, learning_rate=learning_rate)
+    moved = np.abs(params["conv1"]["kernel"] - variables["params"]["conv1"]["kernel"]).max()
+    assert moved > 5e-4 * np.abs(variables["params"]["conv1"]["kernel"]).max()  # five times the tolerance
+
+
+def test_the_scorer_and_three_steps_on_its_clipped_risk_equal_pytorch():
+    backbone, module, _, images = pair("cifar_resnet10_w8")
+    reference = torch_models.Scorer(backbone, torch_models.PUHead(120))
+    reference.head.linear.weight.data *= 20  # fresh heads give logits near zero, and the negative risk is clipped late
+    variables = torch_models.flax_variables(reference)
+    net = PUNet(module, PUScorer(gate=True))
+    with torch.no_grad():
+        pu_logits = reference.eval()(nchw(images)).numpy()
+        close(jax.jit(lambda v, x: net.apply(v, x, train=False))(variables, images), pu_logits)
+        pu_logits = reference.train()(nchw(images)).numpy()
+    labelled = pu_logits > np.median(pu_logits)
+    variables = torch_models.flax_variables(reference)  # the pass above moved the running statistics
+    options = {"class_prior": 0.9, "beta": 0.0, "gamma": 1.0, "surrogate": "sigmoid"}
+    losses = (
+        lambda z: torch_models.nnpu(z, torch.from_numpy(labelled), 0.9),
+        lambda z: nnpu_risk(z, labelled, **options)[0],
+    )
+    assert nnpu_risk(jnp.asarray(pu_logits), labelled, **options)[1]["negative_risk"] < -0.1
+    three_steps(reference, net.apply, variables, images, losses, learning_rate=2e-2)
 
 
 @pytest.mark.parametrize("shape", [(6, 5, 7, 3), (9, 4)])

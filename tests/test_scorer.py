@@ -7,13 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import quickstart
 from pujax import scorer
 from pujax.config import Config, ScorerConfig
+from pujax.data.embedded import embedded_path
+from pujax.data.sources import open_source
 from pujax.distance import relative_distance
 from pujax.heads import fit_heads, score
 from pujax.metrics import auc
 from pujax.models import create_classifier
 from pujax.sharding import make_mesh
+from pujax.teacher import load_classifier
 
 CONFIG = ScorerConfig(
     num_steps=200, batch_size=64, positives_per_batch=16, learning_rate=0.05, weight_decay=0.05, folds=4
@@ -108,6 +112,22 @@ def test_the_ranking_hardly_depends_on_the_prior(loss):
         _, _, logits = fit(dataclasses.replace(CONFIG, loss=loss, class_prior=prior), positives, pool, mesh)
         aucs.append(auc(logits[truth], logits[~truth]))
     assert max(aucs) - min(aucs) < 0.01
+
+
+def test_on_the_quickstart_pool_the_ranking_is_good_at_any_prior():
+    config, mesh = quickstart.get_config(), make_mesh(jax.devices()[:1])
+    module, variables = load_classifier(config, "lenet5", embedded_path("teacher_lenet5.safetensors"))
+    sources = [open_source(part, config.data, labelled=False) for part in (config.data.labelled, config.data.pool)]
+    features = [
+        scorer.extract_inputs(config, module, variables, lambda i, s=s: s.read(i)[0], len(s), mesh=mesh)["features"]
+        for s in sources
+    ]
+    truth, aucs = sources[1].truth, []
+    for loss, prior in (("labelled_vs_unlabelled", "estimate"), ("balanced_nnpu", "0.02"), ("balanced_nnpu", "0.3")):
+        _, _, logits = fit(dataclasses.replace(config.scorer, loss=loss, class_prior=prior), *features, mesh)
+        aucs.append(auc(logits[truth], logits[~truth]))
+    assert min(aucs) > 0.99
+    assert abs(aucs[1] - aucs[2]) < 0.01
 
 
 def test_too_few_images_and_broken_losses_are_refused():

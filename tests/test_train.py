@@ -2,6 +2,8 @@
 
 import functools
 import itertools
+import json
+from contextlib import closing
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ import pytest
 from pujax.config import Config, DistillConfig
 from pujax.data.batches import index_batches
 from pujax.data.transforms import augment
+from pujax.losses import nnpu_risk
 from pujax.metrics import MetricsLog
 from pujax.models import create_classifier
 from pujax.sharding import make_mesh, shard_batch
@@ -30,7 +33,9 @@ def make_problem(num_images=96):
         apply = functools.partial(module.apply, train=True, mutable=["batch_stats"])
         (logits, _), mutated = apply({"params": params, "batch_stats": batch_stats}, pixels)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-        return frozen["scale"] * jnp.mean(losses), (mutated["batch_stats"], {})
+        options = {"class_prior": 0.3, "beta": 0.0, "gamma": 1.0, "surrogate": "sigmoid"}
+        risk, metrics = nnpu_risk(logits[:, 0], batch["label"] < 3, **options)  # positives lie unevenly over devices
+        return frozen["scale"] * (jnp.mean(losses) + risk), (mutated["batch_stats"], metrics)
 
     return images, labels, variables, loss_fn
 
@@ -42,23 +47,23 @@ def train(folder, *, mesh, scale=1.0, steps_per_call=1, device_data_mb=64, check
     # Small, because a ReLU whose input is zero to rounding may open on one device count and not on another: that alone
     # moves a gradient by 1e-3. A gradient summed instead of averaged would still move parameters by 1e-3.
     training = DistillConfig(batch_size=32, num_steps=10, learning_rate=0.0003, steps_per_call=steps_per_call)
-    log = MetricsLog(folder, enabled=True)
     make_batches = functools.partial(index_batches, len(images), training.batch_size, seed=3)
-    return fit(
-        config,
-        training,
-        loss_fn,
-        variables,
-        images=images,
-        columns={"label": labels},
-        make_batches=make_batches,
-        frozen={"scale": np.float32(scale)},
-        rng=jax.random.key(1),
-        mesh=mesh,
-        folder=folder / "checkpoints",
-        log=log,
-        name="test",
-    )
+    with closing(MetricsLog(folder, enabled=True)) as log:
+        return fit(
+            config,
+            training,
+            loss_fn,
+            variables,
+            images=images,
+            columns={"label": labels},
+            make_batches=make_batches,
+            frozen={"scale": np.float32(scale)},
+            rng=jax.random.key(1),
+            mesh=mesh,
+            folder=folder / "checkpoints",
+            log=log,
+            name="test",
+        )
 
 
 @pytest.fixture
@@ -87,10 +92,12 @@ def test_one_device_equals_eight(tmp_path, meshes):
     one, eight = (train(tmp_path / str(mesh.size), mesh=mesh) for mesh in meshes)
     assert largest_difference(one["params"], eight["params"]) < 1e-5
     assert largest_difference(one["batch_stats"], eight["batch_stats"]) < 1e-5
-    losses = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("1", "8")]
-    parsed = [[float(line.split('"test/loss": ')[1].rstrip("}")) for line in text.splitlines()] for text in losses]
-    np.testing.assert_allclose(*parsed, atol=1e-5)
-    assert len(parsed[0]) == 2
+    logs = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("1", "8")]
+    assert len(logs[0]) == 2
+    for lines in zip(*logs, strict=True):
+        first, second = map(json.loads, lines)
+        assert {"test/loss", "test/positive_risk", "test/negative_risk"} <= first.keys()
+        assert first == pytest.approx(second, abs=1e-5)
 
 
 def test_two_runs_are_bit_identical(tmp_path):

@@ -151,6 +151,25 @@ class PUHead(nn.Module):
         return self.linear(x * gate)[:, 0]
 
 
+class Scorer(nn.Module):
+    def __init__(self, backbone, head):
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def forward(self, x):
+        logits, features = self.backbone(x)
+        return self.head(features) + 0 * logits.sum()  # a gradient of zero, so that weight decay moves them
+
+
+def nnpu(z, labelled, prior):
+    """The released rule with the sigmoid loss: below zero the gradient is that of minus the negative risk."""
+    positive = prior * torch.sigmoid(-z[labelled]).mean()
+    negative = torch.sigmoid(z[~labelled]).mean() - prior * torch.sigmoid(z[labelled]).mean()
+    if negative >= 0:
+        return positive + negative
+    return -negative + (positive + negative).detach()  # reported: the positive risk alone
+
+
 def randomize(module, seed):
     """Give every BatchNorm scales, shifts and running statistics that are not their trivial defaults."""
     torch.manual_seed(seed)

@@ -1,0 +1,180 @@
+"""The command line as a whole, in this process: each mistake ends in one line on stderr and the right exit status."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl import flags
+from PIL import Image
+
+from pujax import launch
+
+QUICK = [
+    "--config=configs/quickstart.py",
+    "--config.baselines=",
+    "--config.scorer.num_steps=20",
+    "--config.distill.num_steps=4",
+    "--config.data.pool.limit=1000",
+    "--config.data.test.limit=200",
+]
+
+
+@pytest.fixture
+def call(monkeypatch, capfd):
+    """A function from options to (exit status, the one line on stderr)."""
+    monkeypatch.chdir(Path(__file__).parent.parent)
+
+    def call(*options):
+        monkeypatch.setattr(sys, "argv", ["pujax.launch", *options])
+        sys.modules.pop("config_config", None)  # where ml_collections keeps the recipe before
+        with pytest.raises(SystemExit) as stop:
+            launch.run()
+        for name in [name for name in flags.FLAGS if name.startswith("config.")]:
+            delattr(flags.FLAGS, name)  # defined anew by every recipe
+        for name in ("config", "workdir", "stages", "dry_run"):
+            flags.FLAGS[name].unparse()
+        lines = capfd.readouterr().err.splitlines()
+        assert len(lines) == 1 and lines[0].startswith("pujax: "), lines
+        return stop.value.code, lines[0]
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "no --config"),
+        (["--config", "configs/none.py"], "there is no config file configs/none.py"),
+        (["--config"], "Missing value for flag --config"),
+        ([QUICK[0], "extra"], "unexpected argument 'extra'"),
+        ([QUICK[0], "--wrokdir=x"], "Did you mean: workdir"),
+        ([QUICK[0], "--config.distill.lerning_rate=1"], "did you mean --config.distill.learning_rate"),
+        ([QUICK[0], "--config.distill.num_steps=many"], "num_steps"),
+        ([QUICK[0], "--config.baselines=labelled,random"], "baselines contains 'labelled'; choose from labelled_only"),
+        ([QUICK[0], "--stages=minee"], "there is no stage 'minee'"),
+        ([QUICK[0], "--stages="], "there is no stage ''"),
+        ([QUICK[0], "--nodry_run=3"], "does not take an argument"),
+        (["--config=configs/mnist.py", "--workdir=unused"], "`tfds build mnist --file_format=array_record`"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_command_lines(call, options, message, tmp_path):
+    status, line = call(*(f"--workdir={tmp_path}" if option == "--workdir=unused" else option for option in options))
+    assert status == 2
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("import no_such_module", "line 1: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("def get_config(:", "line 1: SyntaxError"),
+        ("def get_config():\n    return 1 / 0", "line 2: ZeroDivisionError"),
+        ("def get_config():\n    raise ValueError('no such cluster')", "line 2: ValueError: no such cluster"),
+        ("from pujax.config import Config\ndef get_config():\n    return Config(sede=1)", "line 3: TypeError"),
+        ("x = 1", "has no function get_config()"),
+        ("def get_config():\n    return {}", "must return a pujax.config.Config, not"),
+    ],
+)
+def test_recipes_with_mistakes_are_named_with_the_line(call, tmp_path, recipe, message):
+    (tmp_path / "recipe.py").write_text(recipe)
+    status, line = call(f"--config={tmp_path}/recipe.py")
+    assert status == 2
+    assert f"{tmp_path}/recipe.py" in line and message in line
+
+
+def labelled_folder(root, *, flat=False, broken=False):
+    for i in range(20):
+        folder = root if flat else root / f"class{i // 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((28, 28), 10 * i, np.uint8)).save(folder / f"{i}.png")
+    if broken:
+        path = root / "class1" / "3.png"
+        path.write_bytes(path.read_bytes()[:60])
+    return ["--config.data.labelled.kind=folder", f"--config.data.labelled.path={root}"]
+
+
+def missing(part, kind):
+    return lambda root: [f"--config.data.{part}.kind={kind}", f"--config.data.{part}.path={root}/nowhere"]
+
+
+def damaged_array(root):
+    np.savez(root / "pool.npz", images=np.zeros((99, 28, 28), np.uint8))
+    (root / "pool.npz").write_bytes((root / "pool.npz").read_bytes()[:5000])
+    return ["--config.data.pool.kind=array", f"--config.data.pool.path={root}/pool.npz"]
+
+
+def damaged_summary(root):
+    (root / "run" / "teacher").mkdir(parents=True)
+    (root / "run" / "teacher" / "DONE.json").write_text('{"accuracy": 0.')
+    return []
+
+
+def file_as_workdir(root):
+    (root / "file").write_text("")
+    return [f"--workdir={root}/file"]
+
+
+WRONG_INPUTS = {
+    "missing folder": (missing("pool", "folder"), "there is no folder"),
+    "missing array": (missing("labelled", "array"), "there is no file"),
+    "missing weights": (
+        lambda root: ["--config.teacher.weights=none.safetensors"],
+        "no weights file at none.safetenso",
+    ),
+    "wrong class count": (lambda root: ["--config.data.num_classes=5"], "data.num_classes is 5"),
+    "wrong model": (lambda root: ["--config.teacher.model=lenet5_half"], "the model needs"),
+    "no model": (lambda root: ["--config.distill.model="], "distill.model is not set; choose from lenet5"),
+    "no teacher": (lambda root: ["--config.teacher.weights="], "neither teacher.weights nor data.full is set"),
+    "no pool": (lambda root: ["--config.data.pool.kind="], "data.pool is not set"),
+    "flat folder as labelled": (lambda root: labelled_folder(root / "in", flat=True), "has no labels"),
+    "image that does not decode": (lambda root: labelled_folder(root / "in", broken=True), "class1/3.png does not dec"),
+    "damaged array file": (damaged_array, "pool.npz is damaged"),
+    "damaged summary block": (damaged_summary, "teacher/DONE.json is damaged; delete"),
+    "empty selection": (
+        lambda root: ["--config.mining.selection=threshold", "--config.mining.threshold=1e6"],
+        "keeps none of 1000 images",
+    ),
+    "batch larger than the data": (
+        lambda root: ["--config.distill.batch_size=80000"],
+        "batch_size 80000 is larger than the",
+    ),
+    "batch that does not split": (lambda root: ["--config.distill.batch_size=100"], "does not split over 8 devices"),
+    "baseline without truth": (
+        lambda root: ["--config.baselines=true_positives", *flat_pool(root)],
+        "baseline true_positives needs a pool that carries truth",
+    ),
+    "baseline without its data": (lambda root: ["--config.baselines=full_data"], "full_data needs data.full"),
+    "stage before its time": (lambda root: ["--stages=teacher,mine"], "stage mine needs stage scorer"),
+    "work directory that is a file": (file_as_workdir, "File exists"),
+    "work directory that cannot be made": (lambda root: ["--workdir=/proc/none"], "/proc/none: No such file"),
+}
+
+
+def flat_pool(root):
+    labelled_folder(root / "pool", flat=True)
+    return ["--config.data.pool.kind=folder", f"--config.data.pool.path={root}/pool"]
+
+
+@pytest.mark.parametrize("name", WRONG_INPUTS)
+def test_wrong_inputs(call, tmp_path, name):
+    options, message = WRONG_INPUTS[name]
+    status, line = call(*QUICK, f"--workdir={tmp_path}/run", *options(tmp_path))
+    assert status == 2
+    assert message in line
+
+
+def test_an_interrupt_ends_in_one_line(call, tmp_path, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pujax.pipeline.run", interrupted)
+    assert call(*QUICK, f"--workdir={tmp_path}") == (1, "pujax: stopped; the same command continues the run")
+
+
+def test_processes_that_have_not_joined_are_refused(call, tmp_path, monkeypatch):
+    monkeypatch.setattr("jax.process_count", lambda: 4)
+    status, line = call(*QUICK, f"--workdir={tmp_path}")
+    assert status == 2
+    assert "this is one of 4 processes; set PUJAX_DISTRIBUTED=1" in line
