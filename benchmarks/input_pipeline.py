@@ -5,9 +5,18 @@
 Training sets lie in memory as uint8 32x32x3, batches of 256, with and without crop and flip:
   host        pujax's Grain iterator gathers the images on the host; augmentation is compiled, as inside the step
   device      pujax's default for sets that fit: only indices come from the host, the rest is compiled
-  torch       the fastest of: examples one by one or a batch at a time (`__getitems__`), with 0, 1 or 2 workers;
-              augmentation by a slice copy per image, which is the fastest on this kind of machine
-and JPEG files of 375x500 decoded to 224x224: pujax's folder source, the DataLoader with 2 workers, Pillow in a loop.
+  torch       the DataLoader asked for examples one by one, as it is mostly used; for lists of a batch (`__getitems__`);
+              and, with `batch_size=None` and a sampler that yields tensors, for nothing but the call of a gather. Each
+              with no, 1, 2, 4 and 8 workers, as far as there are cores; augmentation by a slice copy per image, which
+              is the fastest in NumPy. With a GPU, batches are pinned and copied to it.
+A batch counts when it is ready on the device. Bare `numpy` is the gather alone. Without augmentation the last of
+PyTorch's ways is bare NumPy as well, so on a CPU nothing can be twice as fast; ratios to each of the ways are given.
+
+Files, a batch at a time: an ArrayRecord dataset of 32x32 PNG, and JPEG of 375x500 decoded to 224x224: pujax's sources,
+the DataLoader with workers, Pillow in one thread. pujax decodes in threads, without processes or shared memory: of
+the time of a JPEG some 14 % go to steps that keep the GIL (header, EXIF, the copy to NumPy), the rest to decoding and
+resizing, for which Pillow releases it. By that estimate threads can keep six or seven cores busy; a larger host decodes
+once and trains from the stored arrays. `share_of_bare_decode` is the threads' rate over one thread's times the cores.
 Sides take turns, medians over rounds are reported. Appended to `benchmarks/results/input_pipeline.jsonl`.
 """
 
@@ -15,6 +24,7 @@ import argparse
 import functools
 import io
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -28,20 +38,19 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.ablation import RESULTS
-from benchmarks.throughput import provenance
+from benchmarks.throughput import machine_state, provenance
 from pujax.config import DataConfig, SourceConfig
 from pujax.data.batches import index_batches
-from pujax.data.decode import decode
-from pujax.data.sources import open_source
+from pujax.data.sources import FolderSource, open_source
 from pujax.data.transforms import augment
 from pujax.sharding import configure_backend
 
-BATCH, PAD = 256, 4
+BATCH, FILES, PAD = 256, 64, 4  # images a batch, files a batch, pixels
 Feed = Iterator[int]  # each `next` makes a batch ready and returns its number of images
 
 
 class Arrays(Dataset):
-    """Images in memory; asked for one, or for the list of a batch."""
+    """Images in memory, one by one."""
 
     def __init__(self, images: np.ndarray, augmented: bool):
         self.images, self.augmented = images, augmented
@@ -52,12 +61,13 @@ class Arrays(Dataset):
     def __getitem__(self, row: int) -> torch.Tensor:
         return self.take([row])[0]
 
-    def take(self, rows: list[int]) -> torch.Tensor:
+    def take(self, rows: Any) -> torch.Tensor:
         """Return uint8 [n, H, W, C], cropped and mirrored where asked for."""
         images = self.images[rows]
         if self.augmented:
             size = images.shape[1]
-            padded = np.pad(images, ((0, 0), (PAD, PAD), (PAD, PAD), (0, 0)))
+            padded = np.zeros((len(rows), size + 2 * PAD, size + 2 * PAD, images.shape[3]), np.uint8)
+            padded[:, PAD:-PAD, PAD:-PAD] = images
             offsets, mirrored = np.random.randint(0, 2 * PAD + 1, (len(rows), 2)), np.random.rand(len(rows)) < 0.5
             for i, ((y, x), mirror) in enumerate(zip(offsets, mirrored)):
                 view = padded[i, y : y + size, x : x + size]
@@ -72,28 +82,91 @@ class ArrayBatches(Arrays):
         return self.take(rows)
 
 
-class Files(Dataset):
-    """JPEG files decoded as pujax decodes them."""
+class ArrayGather(Arrays):
+    """The same; asked for a whole batch as if it were an example."""
 
-    def __init__(self, paths: list[Path]):
-        self.paths = paths
+    def __getitem__(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.take(rows.numpy())
+
+
+class TensorBatches:
+    """A sampler of whole batches, int64 [BATCH]."""
+
+    def __init__(self, size: int):
+        self.size = size
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return self.size // BATCH
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return iter(torch.randperm(self.size)[: len(self) * BATCH].split(BATCH))
+
+
+class Records(Dataset):
+    """Files of a source, decoded one by one as pujax decodes them; records of an ArrayRecord are fetched in batches."""
+
+    def __init__(self, source: Any):
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
 
     def __getitem__(self, row: int) -> torch.Tensor:
-        return torch.from_numpy(decode(self.paths[row].read_bytes(), size=224, channels=3))
+        return self.__getitems__([row])[0]
+
+    def __getitems__(self, rows: list[int]) -> list[torch.Tensor]:
+        items = rows if isinstance(self.source, FolderSource) else self.source.data.__getitems__(rows)
+        return [torch.tensor(self.source._decode(item)) for item in items]
 
 
-def torch_feed(images: np.ndarray, augmented: bool, whole_batches: bool, workers: int) -> Feed:
-    """Yield forever from a DataLoader."""
-    data = (ArrayBatches if whole_batches else Arrays)(images, augmented)
-    collate = {"collate_fn": lambda batch: batch} if whole_batches else {}
-    keep = {"persistent_workers": True, "multiprocessing_context": "fork"} if workers else {}
-    loader = DataLoader(data, BATCH, shuffle=True, drop_last=True, num_workers=workers, **collate, **keep)
+def worker_counts() -> list[int]:
+    """Return the numbers of workers to try."""
+    return [0] + [count for count in (1, 2, 4, 8) if count <= len(os.sched_getaffinity(0))]
+
+
+def load(data: Any, workers: int, **options: Any) -> DataLoader:
+    """Return a DataLoader that keeps its workers, and pins batches for a GPU."""
+    keep = {"persistent_workers": True, "multiprocessing_context": "forkserver"} if workers else {}
+    return DataLoader(data, num_workers=workers, pin_memory=torch.cuda.is_available(), **options, **keep)
+
+
+def torch_feed(loader: DataLoader) -> Feed:
+    """Yield forever from a DataLoader; a batch counts when it is on the device."""
     while True:
         for batch in loader:
+            if torch.cuda.is_available():
+                batch = batch.to("cuda", non_blocking=True)
+                torch.cuda.synchronize()
             yield len(batch)
+
+
+def torch_array_feeds(images: np.ndarray, augmented: bool) -> dict[str, Feed]:
+    """Return a feed for every way and number of workers."""
+    whole = {"collate_fn": _as_it_is}
+    common = {"batch_size": BATCH, "shuffle": True, "drop_last": True}
+    feeds = {}
+    for workers in worker_counts():
+        ways = {
+            "examples": load(Arrays(images, augmented), workers, **common),
+            "batches": load(ArrayBatches(images, augmented), workers, **common, **whole),
+            "gather": load(
+                ArrayGather(images, augmented), workers, batch_size=None, sampler=TensorBatches(len(images)), **whole
+            ),
+        }
+        feeds |= {f"torch, {way}, {workers} workers": torch_feed(loader) for way, loader in ways.items()}
+    return feeds
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def numpy_feed(images: np.ndarray) -> Feed:
+    """Yield forever from a bare gather by random rows."""
+    rng = np.random.default_rng(0)
+    while True:
+        for rows in rng.permutation(len(images))[: len(images) // BATCH * BATCH].reshape(-1, BATCH):
+            yield len(images[rows])
 
 
 def pujax_feed(images: np.ndarray, augmented: bool, on_device: bool) -> Feed:
@@ -130,32 +203,69 @@ def take_turns(feeds: dict[str, Feed], seconds: float, rounds: int) -> dict[str,
     return {name: float(np.median([sample[name] for sample in samples])) for name in feeds}
 
 
+def best_of(rates: dict[str, float], prefix: str) -> float:
+    """Return the highest of the rates whose names start with `prefix`."""
+    return max(rate for name, rate in rates.items() if name.startswith(prefix))
+
+
 def measure_arrays(args: argparse.Namespace, augmented: bool) -> dict[str, Any]:
     """Compare the feeds of a set in memory."""
     images = np.random.default_rng(0).integers(0, 256, (args.images, 32, 32, 3), np.uint8)
     feeds = {"host": pujax_feed(images, augmented, False), "device": pujax_feed(images, augmented, True)}
-    for whole_batches in (False, True):
-        for workers in (0, 1, 2):
-            name = f"torch, {'batches' if whole_batches else 'examples'}, {workers} workers"
-            feeds[name] = torch_feed(images, augmented, whole_batches, workers)
+    feeds |= torch_array_feeds(images, augmented) | ({} if augmented else {"numpy": numpy_feed(images)})
     rates = take_turns(feeds, args.seconds, args.rounds)
-    best = max(rate for name, rate in rates.items() if name.startswith("torch"))
-    ratios = {"host_ratio": rates["host"] / best, "device_ratio": rates["device"] / best}
-    return {"case": "uint8 32x32" + (", crop and flip" if augmented else ""), "images_per_second": rates, **ratios}
+    line = {"case": "uint8 32x32" + (", crop and flip" if augmented else ""), "images_per_second": rates}
+    for ours in ("host", "device"):
+        line[f"{ours}_ratio"] = rates[ours] / best_of(rates, "torch")
+        for way in ("examples", "batches", "gather"):
+            line[f"{ours}_ratio_to_{way}"] = rates[ours] / best_of(rates, f"torch, {way}")
+    return line
 
 
-def measure_jpeg(args: argparse.Namespace) -> dict[str, Any]:
-    """Compare decoding of JPEG files."""
+def measure_files(args: argparse.Namespace, kind: str) -> dict[str, Any]:
+    """Compare decoding of "JPEG 224" or of "ArrayRecord 32x32"."""
     with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder) / f"{i:04d}.jpg" for i in range(args.files)]
-        for i, path in enumerate(paths):
-            path.write_bytes(_photo(i))
-        config = SourceConfig(kind="folder", path=folder)
-        source = open_source(config, DataConfig(image_size=224, channels=3), labelled=False)
-        loader = DataLoader(Files(paths), 64, num_workers=2, persistent_workers=True, multiprocessing_context="fork")
-        feeds = {"folder": _source_feed(source), "torch, 2 workers": _loader_feed(loader), "Pillow": _loop_feed(paths)}
+        write, size = {"JPEG 224": (_write_photos, 224), "ArrayRecord 32x32": (_write_records, 32)}[kind]
+        config = write(Path(folder), args.files)
+        source = open_source(config, DataConfig(image_size=size, channels=3), labelled=False)
+        feeds = {"pujax": _source_feed(source), "Pillow": _loop_feed(source)}
+        for workers in worker_counts():
+            loader = load(Records(source), workers, batch_size=FILES, drop_last=True)
+            feeds[f"torch, {workers} workers"] = torch_feed(loader)
         rates = take_turns(feeds, args.seconds, args.rounds)
-    return {"case": "JPEG 224", "images_per_second": rates, "host_ratio": rates["folder"] / rates["torch, 2 workers"]}
+        del feeds, loader  # ends the workers before their files go
+    bare = rates["Pillow"] * len(os.sched_getaffinity(0))
+    line = {"case": kind, "images_per_second": rates, "host_ratio": rates["pujax"] / best_of(rates, "torch")}
+    return line | {"share_of_bare_decode": rates["pujax"] / bare}
+
+
+def _write_photos(folder: Path, count: int) -> SourceConfig:
+    for i in range(count):
+        (folder / f"{i:04d}.jpg").write_bytes(_photo(i))
+    return SourceConfig(kind="folder", path=str(folder))
+
+
+def _write_records(folder: Path, count: int) -> SourceConfig:
+    """Write a TFDS dataset of PNG images as ArrayRecord."""
+    import tensorflow_datasets as tfds
+
+    with tfds.core.registered.skip_registration():  # so that the files are opened as those of anyone
+
+        class Noise(tfds.core.GeneratorBasedBuilder):
+            VERSION = tfds.core.Version("1.0.0")
+
+            def _info(self) -> Any:
+                features = tfds.features.FeaturesDict({"image": tfds.features.Image(shape=(32, 32, 3))})
+                return tfds.core.DatasetInfo(builder=self, features=features)
+
+            def _split_generators(self, manager: Any) -> dict[str, Any]:
+                return {"train": ((i, {"image": io.BytesIO(_icon(i))}) for i in range(count))}
+
+            def _generate_examples(self) -> None:
+                """Not used: the split is a generator itself."""
+
+    Noise(data_dir=folder, file_format="array_record").download_and_prepare()
+    return SourceConfig(kind="tfds", name="noise", path=str(folder))
 
 
 def _photo(seed: int) -> bytes:
@@ -168,20 +278,23 @@ def _photo(seed: int) -> bytes:
     return out.getvalue()
 
 
+def _icon(seed: int) -> bytes:
+    """Return a PNG of noise, 32x32."""
+    out = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (32, 32, 3), np.uint8)).save(out, "PNG")
+    return out.getvalue()
+
+
 def _source_feed(source: Any) -> Feed:
-    for start in _cycle(range(0, len(source) - 63, 64)):
-        yield len(source.read(np.arange(start, start + 64))[0])
+    for start in _cycle(range(0, len(source) - FILES + 1, FILES)):
+        yield len(source.read(np.arange(start, start + FILES))[0])
 
 
-def _loader_feed(loader: DataLoader) -> Feed:
-    while True:
-        yield from map(len, loader)
-
-
-def _loop_feed(paths: list[Path]) -> Feed:
-    for path in _cycle(paths):
-        decode(path.read_bytes(), size=224, channels=3)
-        yield 1
+def _loop_feed(source: Any) -> Feed:
+    """Yield forever, decoding in one thread what `Records` decodes."""
+    records = Records(source)
+    for start in _cycle(range(0, len(source) - FILES + 1, FILES)):
+        yield len(records.__getitems__(list(range(start, start + FILES))))
 
 
 def _cycle(items: Any) -> Iterator[Any]:
@@ -202,10 +315,13 @@ def main() -> None:
     cases: list[Callable[[], dict[str, Any]]] = [
         functools.partial(measure_arrays, args, False),
         functools.partial(measure_arrays, args, True),
-        functools.partial(measure_jpeg, args),
+        functools.partial(measure_files, args, "ArrayRecord 32x32"),
+        functools.partial(measure_files, args, "JPEG 224"),
     ]
     for case in cases:
-        line = case() | {"device": jax.devices()[0].device_kind, **provenance()}
+        before = machine_state()
+        line = case() | {"device": jax.devices()[0].device_kind, "machine_before": before}
+        line |= {"machine_after": machine_state(), **provenance()}
         with args.out.open("a") as file:
             file.write(json.dumps(line) + "\n")
         rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in line["images_per_second"].items())

@@ -3,10 +3,10 @@
     python -m benchmarks.job                    # about fifteen minutes on two cores, most of them PyTorch's
     python -m benchmarks.job --epochs 10        # PyTorch's scorer cut short: for trying the program, not for a result
 
-Both jobs are commands of their own, timed from outside, imports and compilation included: pujax with an empty
-compilation cache ("cold") and again with a full one ("warm"), without the comparison students. Start-up is the time
-from the command to the first optimiser step of the student, the stages before it being done and the cache warm. The
-result is appended to `benchmarks/results/job.jsonl`.
+Both jobs are commands of their own on the CPU, timed from outside, imports and compilation included: pujax with an
+empty compilation cache ("cold") and again with a full one ("warm"), without the comparison students. Start-up is the
+time from the command to the first optimiser step of the student, the stages before it being done and the cache warm.
+The result, stages' times included, is appended to `benchmarks/results/job.jsonl`.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ablation import RESULTS
-from benchmarks.throughput import provenance
+from benchmarks.throughput import machine_state, provenance
 
 LAUNCH = [sys.executable, "-m", "pujax.launch", "--config", "configs/quickstart.py", "--config.baselines="]
 
@@ -34,7 +34,7 @@ def run_pujax(workdir: Path, cache: Path) -> dict[str, Any]:
     summary = json.loads((workdir / "summary.json").read_text())
     return {
         "job_seconds": seconds,
-        "scorer_seconds": summary["scorer"]["seconds"],
+        **{f"{stage}_seconds": summary[stage]["seconds"] for stage in ("scorer", "mining", "student")},
         "truth_auc": summary["scorer"]["truth_auc"],
         "precision": summary["mining"]["precision"],
         "accuracy": summary["student"]["accuracy"],
@@ -60,7 +60,7 @@ def start_up(workdir: Path, cache: Path) -> float:
 
 
 def _environment(cache: Path) -> dict[str, str]:
-    return {**os.environ, "XDG_CACHE_HOME": str(cache)}
+    return {**os.environ, "XDG_CACHE_HOME": str(cache), "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def main() -> None:
@@ -70,6 +70,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="times that the warm job and the start-up are measured")
     parser.add_argument("--out", type=Path, default=RESULTS / "job.jsonl")
     args = parser.parse_args()
+    before = machine_state()
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder) / "cache"
         cold = run_pujax(Path(folder) / "cold", cache)
@@ -89,6 +90,8 @@ def main() -> None:
         "scorer_ratio": released["scorer_seconds"] / cold["scorer_seconds"],
         "job_ratio": released["job_seconds"] / cold["job_seconds"],
         "device": "cpu",
+        "machine_before": before,
+        "machine_after": machine_state(),
         **provenance(),
     }
     with args.out.open("a") as file:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import speed_tables
 from benchmarks.ablation import RESULTS
 
 ROOT = Path(__file__).parent.parent
@@ -90,22 +91,9 @@ def rates_table(lines: list[dict]) -> str:
     return "\n".join(out)
 
 
-def throughput_table(lines: list[dict]) -> str:
-    """Return Markdown: the last measurement of every case, images per second and ratios."""
-    if not lines:
-        return "Not measured yet."
-    head = ("case", "networks", "batch", "pujax, images/s", "PyTorch, images/s", "of PyTorch", "of released", "GFLOP/s")
-    out = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    last = {(line["device"], line["teacher"], line["case"]): line for line in lines}
-    for line in last.values():
-        rates = line["images_per_second"]
-        cells = [line["case"], f"{line['teacher']} -> {line['student']}", line["batch_size"], f"{rates['pujax']:,.0f}"]
-        cells += [f"{rates['best']:,.0f}", f"{line['ratio_to_best']:.2f}x", f"{line['ratio_to_released']:.2f}x"]
-        cells.append(f"{line['achieved_flops'] / 1e9:,.0f}")
-        out.append("| " + " | ".join(map(str, cells)) + " |")
-    versions = ", ".join(f"{name} {version}" for name, version in lines[-1]["versions"].items())
-    out.append(f"\n{lines[-1]['device'].upper()}, float32, {versions}, commit {lines[-1]['commit']}.")
-    return "\n".join(out)
+def speed_results() -> dict[str, list[dict]]:
+    """Return the lines of the tables of speed."""
+    return {name: read(name) for name in ("throughput", "input_pipeline", "job")}
 
 
 def fill(text: str) -> str:
@@ -114,7 +102,7 @@ def fill(text: str) -> str:
         "quickstart": accuracy_table(read("quickstart")),
         "cifar10": accuracy_table([line for line in read("cifar10") if line.get("per_class") == 100]),
         "rates": rates_table(read("rates")),
-        "throughput": throughput_table(read("throughput")),
+        **speed_tables.tables(speed_results()),
     }
     for name, table in tables.items():
         pattern = rf"(<!-- table:{name} -->\n).*?(<!-- end -->)"
@@ -133,6 +121,7 @@ def main() -> None:
     if args.check:
         sys.exit(after != before)
     path.write_text(after)
+    speed_tables.write_figures(RESULTS / "figures", speed_results())
 
 
 if __name__ == "__main__":

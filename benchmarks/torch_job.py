@@ -114,12 +114,16 @@ def main() -> None:
     with torch.no_grad():
         scores = torch.cat([net["head"](net["backbone"](part)[1]) for part in pool.split(1024)])
     chosen = torch.topk(scores, round(args.prior * len(pool))).indices
+    mined = time.perf_counter()
     student = distil(teacher, torch.cat([labelled, pool[chosen]]), config.distill.num_steps, config.distill.batch_size)
+    distilled = time.perf_counter()
     with torch.no_grad():
         accuracy = (student(test)[0].argmax(1).numpy() == labels).mean()
     truth = open_source(config.data.pool, config.data, labelled=False).truth
     line = {
         "scorer_seconds": scored - read,
+        "mining_seconds": mined - scored,
+        "student_seconds": distilled - mined,
         "job_seconds": time.perf_counter() - started,
         "truth_auc": auc(scores.numpy()[truth], scores.numpy()[~truth]),
         "precision": float(truth[chosen.numpy()].mean()),

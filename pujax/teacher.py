@@ -31,7 +31,10 @@ def image_shape(config: Config) -> tuple[int, int, int]:
 def init_classifier(config: Config, name: str, rng: jax.Array) -> tuple[Any, Any]:
     """Return (module, freshly initialised variables) of a classifier."""
     module = create_classifier(name, config.data.num_classes, dtype=compute_dtype(config))
-    return module, jax.jit(module.init, static_argnames="train")(rng, jnp.zeros((1, *image_shape(config))), train=False)
+    # Run once: on a CPU, optimising the random numbers' code takes five times as long as all the rest.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    init = jax.jit(module.init, static_argnames="train", compiler_options=options)
+    return module, init(rng, jnp.zeros((1, *image_shape(config))), train=False)
 
 
 def load_classifier(config: Config, name: str, path: str | Path) -> tuple[Any, Any]:

@@ -1,0 +1,209 @@
+"""The README's tables and bar charts of speed, from the result files; called by `benchmarks.tables`."""
+
+import html
+from pathlib import Path
+from typing import Any
+
+CASES = {
+    "scoring": "pool scoring",
+    "teacher_step": "teacher training step",
+    "finetune_step": "scorer fine-tuning step",
+    "kd_step": "robust distillation step",
+    "kd_step_cached": "the same, teacher logits cached",
+}
+SIDES = {"pujax": "pujax", "best": "PyTorch, best", "released": "PyTorch, released"}
+COLOURS = {"pujax": "#2a6f97", "PyTorch": "#e07a5f"}
+Group = tuple[str, list[tuple[str, float, str]]]  # label of the group; name, value and text of every bar
+
+
+def newest(lines: list[dict], *keys: str) -> list[dict]:
+    """Return the last line of every combination of the values of `keys`, in the order in which these appeared."""
+    return list({tuple(line[key] for key in keys): line for line in lines}.values())
+
+
+def measured(lines: list[dict]) -> list[dict]:
+    """Return the throughput lines to show: for every case, device and pair of networks one of the newest commit.
+
+    Of several, such as with different modes of `torch.compile`, it is the one in which PyTorch was fastest.
+    """
+    keys = ("device", "teacher", "student", "case")
+    chosen = []
+    for last in newest(lines, *keys):
+        own = [line for line in lines if all(line[key] == last[key] for key in (*keys, "commit"))]
+        chosen.append(max(own, key=lambda line: line["images_per_second"]["best"]))
+    return chosen
+
+
+def markdown(head: tuple[str, ...], rows: list[list[str]]) -> str:
+    """Return a Markdown table."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in [list(head), ["---"] * len(head), *rows])
+
+
+def origin(lines: list[dict]) -> str:
+    """Return one sentence on where and with what the lines were measured."""
+    line = lines[-1]
+    machine = line.get("machine_before", {})
+    where = f"{machine['processor']}, {machine['cores']} cores" if "processor" in machine else line["device"].upper()
+    loads = [before["load"][0] for before in (entry.get("machine_before") for entry in lines) if before]
+    load = f", load before the cases {min(loads):.1f} to {max(loads):.1f}" if loads else ""
+    versions = ", ".join(f"{name} {version}" for name, version in line["versions"].items())
+    return f"{where}{load}; {versions}; commit {line['commit']}."
+
+
+def throughput_table(lines: list[dict]) -> str:
+    """Return Markdown: images per second and ratios of every case."""
+    if not lines:
+        return "Not measured yet."
+    lines = measured(lines)
+    head = ("case", "device", "networks", "batch", "pujax, images/s", "PyTorch, images/s", "of PyTorch")
+    head += ("of PyTorch uncached", "of released", "GFLOP/s", "of peak")
+    rows = []
+    for line in lines:
+        rates = line["images_per_second"]
+        uncached, peak = line.get("ratio_to_best_uncached"), line.get("model_flops_utilisation")
+        rows.append([
+            CASES[line["case"]],
+            line["device"],
+            f"{line['teacher']} -> {line['student']}",
+            str(line["batch_size"]),
+            f"{rates['pujax']:,.0f}",
+            f"{rates['best']:,.0f}",
+            f"{line['ratio_to_best']:.2f}x",
+            f"{uncached:.2f}x" if uncached else "",
+            f"{line['ratio_to_released']:.2f}x",
+            f"{line['achieved_flops'] / 1e9:,.0f}",
+            f"{100 * peak:.0f} %" if peak else "",
+        ])  # fmt: skip
+    return f"{markdown(head, rows)}\n\n{origin(lines)}"
+
+
+def pipeline_table(lines: list[dict]) -> str:
+    """Return Markdown: images per second of the input pipeline, and ratios to each way of using PyTorch's."""
+    if not lines:
+        return "Not measured yet."
+    lines = newest(lines, "device", "case")
+    head = ("images", "pujax", "images/s", "best PyTorch", "of PyTorch's best", "of it asked one by one")
+    head += ("of bare decode",)
+    rows = []
+    for line in lines:
+        rates = line["images_per_second"]
+        best = max((rate, name) for name, rate in rates.items() if name.startswith("torch"))
+        for ours, label in (("pujax", "files"), ("host", "in memory"), ("device", "on the device")):
+            if ours not in rates:
+                continue
+            single = line.get(f"{ours}_ratio_to_examples")
+            bare = line.get("share_of_bare_decode")
+            rows.append([
+                line["case"],
+                label,
+                f"{rates[ours]:,.0f}",
+                f"{best[0]:,.0f} ({best[1].removeprefix('torch, ')})",
+                f"{rates[ours] / best[0]:.2f}x",
+                f"{single:.1f}x" if single else "",
+                f"{100 * bare:.0f} %" if bare else "",
+            ])  # fmt: skip
+    return f"{markdown(head, rows)}\n\n{origin(lines)}"
+
+
+def job_table(lines: list[dict]) -> str:
+    """Return Markdown: the quickstart as a whole against PyTorch written the released way."""
+    if not lines:
+        return "Not measured yet."
+    line = lines[-1]
+    sides = {"pujax, empty compile cache": "cold", "pujax, full compile cache": "warm", "PyTorch, released": "released"}
+    head = ("quickstart", "whole job, s", "scorer, s", "scorer AUC", "precision, %", "student, %")
+    rows = []
+    for label, key in sides.items():
+        side = line[key]
+        seconds = [f"{side['job_seconds']:.0f}", f"{side['scorer_seconds']:.1f}"]
+        quality = [f"{side['truth_auc']:.4f}", f"{100 * side['precision']:.1f}", f"{100 * side['accuracy']:.1f}"]
+        rows.append([label, *seconds, *quality])
+    starts = sorted(line["start_up_seconds"])
+    text = (
+        f"From an empty cache the job is {line['job_ratio']:.1f} times as fast, its scorer {line['scorer_ratio']:.0f} "
+    )
+    text += f"times; from a full one the first step comes {starts[len(starts) // 2]:.1f} s after the command. "
+    return f"{markdown(head, rows)}\n\n{text}{origin([line])}"
+
+
+def throughput_groups(lines: list[dict]) -> list[Group]:
+    """Return the bars of the throughput chart."""
+    groups = []
+    for line in measured(lines):
+        rates = line["images_per_second"]
+        bars = [(label, rates[side], f"{rates[side]:,.0f}") for side, label in SIDES.items()]
+        groups.append((f"{CASES[line['case']]}, {line['teacher']} -> {line['student']}, {line['device']}", bars))
+    return groups
+
+
+def pipeline_groups(lines: list[dict]) -> list[Group]:
+    """Return the bars of the input pipeline's chart: pujax, and the best of each way of using PyTorch."""
+    groups = []
+    for line in newest(lines, "device", "case"):
+        bars: dict[str, float] = {}
+        for name, rate in line["images_per_second"].items():
+            way = name.rsplit(", ", 1)[0].replace("torch", "PyTorch") if name.startswith("torch") else name
+            way = {"pujax": "pujax", "host": "pujax, in memory", "device": "pujax, on the device"}.get(way, way)
+            bars[way] = max(rate, bars.get(way, 0))
+        groups.append(
+            (f"{line['case']}, {line['device']}", [(way, rate, f"{rate:,.0f}") for way, rate in bars.items()])
+        )
+    return groups
+
+
+def job_groups(lines: list[dict]) -> list[Group]:
+    """Return the bars of the job's chart, seconds."""
+    groups = []
+    for key, label in (("job_seconds", "whole quickstart, seconds"), ("scorer_seconds", "scorer, seconds")):
+        sides = {"pujax, empty cache": "cold", "pujax, full cache": "warm", "PyTorch, released": "released"}
+        bars = [(name, lines[-1][side][key], f"{lines[-1][side][key]:.1f}") for name, side in sides.items()]
+        groups.append((label, bars))
+    return groups
+
+
+def bar_chart(title: str, groups: list[Group]) -> str:
+    """Return SVG: horizontal bars, each group to a scale of its own."""
+    row, left, width = 18, 190, 720
+    out, y = [f'<text x="0" y="16" font-size="15">{html.escape(title)}</text>'], 40
+    for label, bars in groups:
+        out.append(f'<text x="0" y="{y}" font-weight="bold">{html.escape(label)}</text>')
+        largest = max(value for _, value, _ in bars)
+        for name, value, text in bars:
+            y += row
+            length = (width - left - 90) * value / largest
+            colour = next((colour for start, colour in COLOURS.items() if name.startswith(start)), "#888888")
+            out.append(f'<text x="{left - 8}" y="{y}" text-anchor="end">{html.escape(name)}</text>')
+            out.append(f'<rect x="{left}" y="{y - 11}" width="{length:.1f}" height="13" fill="{colour}"/>')
+            out.append(f'<text x="{left + length + 6:.1f}" y="{y}">{html.escape(text)}</text>')
+        y += 2 * row
+    style = f'xmlns="http://www.w3.org/2000/svg" width="{width}" height="{y - row}" font-family="sans-serif"'
+    body = "\n".join(out)
+    return f'<svg {style} font-size="12">\n<rect width="100%" height="100%" fill="white"/>\n{body}\n</svg>\n'
+
+
+def figures(results: dict[str, list[dict]]) -> dict[str, str]:
+    """Return SVG by file name, for what has been measured; `results` holds the lines of every table."""
+    charts: dict[str, tuple[str, Any]] = {
+        "throughput": ("Images per second, one run, in turns", throughput_groups),
+        "input_pipeline": ("Images per second of the input pipeline alone", pipeline_groups),
+        "job": ("The quickstart, two CPU cores: shorter is better", job_groups),
+    }
+    return {
+        f"{name}.svg": bar_chart(title, groups(results[name]))
+        for name, (title, groups) in charts.items()
+        if results[name]
+    }
+
+
+def write_figures(folder: Path, results: dict[str, list[dict]]) -> None:
+    """Write the bar charts into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, svg in figures(results).items():
+        (folder / name).write_text(svg)
+
+
+def tables(results: dict[str, list[dict]]) -> dict[str, str]:
+    """Return Markdown by the name of the README's mark: each table, and its chart where there is one."""
+    made = {"throughput": throughput_table, "input_pipeline": pipeline_table, "job": job_table}
+    links = {name: f"\n\n![bar chart](benchmarks/results/figures/{name}.svg)" for name in made}
+    return {name: table(results[name]) + (links[name] if results[name] else "") for name, table in made.items()}
