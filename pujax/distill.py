@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from pujax.checkpoint import save_weights
 from pujax.config import Config, DistillConfig
 from pujax.data.batches import index_batches, mixed_index_batches
-from pujax.data.sources import ImageSource, open_source, read_all, write_images
+from pujax.data.sources import ImageSource, open_source, write_images
 from pujax.data.transforms import augment, fixed_views
 from pujax.inference import accuracy, map_images, prepare
 from pujax.losses import (
@@ -72,17 +72,11 @@ def train_student(
         write_images(images_path, parts)
     barrier(f"{folder.name} images")
     images = np.load(images_path, mmap_mode="r")
-    teacher, teacher_variables = load_teacher(config, workdir)
-    teacher_variables = replicate(mesh, teacher_variables)
     rng = jax.random.key(config.seed)
     student, variables = init_classifier(config, config.distill.model, jax.random.fold_in(rng, 0))
     if config.distill.noise_adaptation:  # learned beside the student, and left behind
         variables["params"]["noise_adaptation"] = jnp.zeros((config.data.num_classes,) * 2)
-    frozen = {"class_weights": class_weight_set(config, teacher, teacher_variables, images, mesh)}
-    if config.distill.cached_views:
-        frozen["teacher_logits"] = cache_teacher_logits(config, teacher, teacher_variables, images, folder, mesh)
-    else:
-        frozen["teacher"] = teacher_variables
+    teacher, frozen = _frozen(config, workdir, folder, images, mesh)
     variables = fit(
         config,
         config.distill,
@@ -102,14 +96,25 @@ def train_student(
     if is_main_process():
         save_weights(folder / "student.safetensors", variables)
     test = open_source(config.data.test, config.data)
-    test_images = read_all(test, what="data.test")
     return {
-        "accuracy": accuracy(config, student, replicate(mesh, variables), test_images, test.labels, mesh),
+        "accuracy": accuracy(config, student, replicate(mesh, variables), test, mesh),
         "num_params": num_params(variables),
         "flops_per_image": flops_per_image(student, variables, image_shape(config)),
         "steps": config.distill.num_steps,
         "train_images": len(images),
     }
+
+
+def _frozen(config: Config, workdir: Path, folder: Path, images: np.ndarray, mesh: Mesh) -> tuple[Any, dict[str, Any]]:
+    """Return the teacher's module, and what the loss reads: class weights, and its variables or its cached logits."""
+    teacher, variables = load_teacher(config, workdir)
+    variables = replicate(mesh, variables)
+    frozen = {"class_weights": class_weight_set(config, teacher, variables, images, mesh)}
+    if config.distill.cached_views:
+        frozen["teacher_logits"] = cache_teacher_logits(config, teacher, variables, images, folder, mesh)
+    else:
+        frozen["teacher"] = variables
+    return teacher, frozen
 
 
 def _batches(config: Config, sizes: list[int]) -> Callable[..., Iterator[dict[str, np.ndarray]]]:

@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pujax.config import Config
+from pujax.data.sources import ImageSource, read_or_fail
 from pujax.data.transforms import normalize
 from pujax.metrics import Progress
 from pujax.sharding import shard_batch
@@ -87,14 +88,15 @@ def map_images(
     return result
 
 
-def accuracy(config: Config, module: Any, variables: Any, images: np.ndarray, labels: np.ndarray, mesh: Mesh) -> float:
-    """Return the share of `images` (uint8 [N, H, W, C]) that the network puts into the class in `labels` [N]."""
+def accuracy(config: Config, module: Any, variables: Any, test: ImageSource, mesh: Mesh) -> float:
+    """Return the share of a labelled source's images that the network puts into their class."""
 
     def predict(variables: Any, batch: jax.Array) -> dict[str, jax.Array]:
         logits, _ = module.apply(variables, prepare(config, batch), train=False)
         return {"label": jnp.argmax(logits, axis=-1)}
 
-    predicted = map_images(
-        predict, variables, images.__getitem__, len(images), batch_size=config.mining.batch_size, mesh=mesh
-    )
-    return float(np.mean(predicted["label"] == labels))
+    def read(rows: np.ndarray) -> np.ndarray:
+        return read_or_fail(test, rows, "data.test")
+
+    predicted = map_images(predict, variables, read, len(test), batch_size=config.mining.batch_size, mesh=mesh)
+    return float(np.mean(predicted["label"] == test.labels))

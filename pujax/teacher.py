@@ -14,7 +14,7 @@ from pujax.checkpoint import load_weights, save_weights
 from pujax.config import Config
 from pujax.data.batches import index_batches
 from pujax.data.embedded import embedded_path
-from pujax.data.sources import open_source, read_all, write_images
+from pujax.data.sources import open_source, write_images
 from pujax.data.transforms import augment
 from pujax.inference import accuracy, compute_dtype, prepare
 from pujax.metrics import MetricsLog, flops_per_image, num_params
@@ -68,9 +68,8 @@ def run(config: Config, workdir: Path, mesh: Mesh, log: MetricsLog) -> dict[str,
     if is_main_process():
         save_weights(workdir / "teacher" / "teacher.safetensors", variables)
     test = open_source(config.data.test, config.data)
-    images = read_all(test, what="data.test")
     return {
-        "accuracy": accuracy(config, module, replicate(mesh, variables), images, test.labels, mesh),
+        "accuracy": accuracy(config, module, replicate(mesh, variables), test, mesh),
         "num_params": num_params(variables),
         "flops_per_image": flops_per_image(module, variables, image_shape(config)),
     }
