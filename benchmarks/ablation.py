@@ -207,7 +207,7 @@ def cifar_config(seed: int, data: Path, workdir: Path, per_class: int, steps: in
         "data.test": SourceConfig(kind="array", path=str(data / "cifar_test.npz")),
         "data.pool": SourceConfig(kind="array", path=str(data / "in_pool.npz")),
         "mining.batch_size": 1000,
-        "mining.budget": 10_000,
+        "mining.budget": 20_000,
         "distill.num_steps": steps,
         "baselines": ("labelled_only", "random", "teacher_confidence", "true_positives", "full_data"),
     }
@@ -219,7 +219,7 @@ def cifar_config(seed: int, data: Path, workdir: Path, per_class: int, steps: in
             "distill.model": "cifar_resnet10_w8",
             "distill.batch_size": 128,
             "distill.labelled_per_batch": 32,
-            "distill.learning_rate": 0.1,
+            "distill.learning_rate": 0.15,
             "distill.warmup_steps": 100,
             "distill.cached_views": 2,
         }
