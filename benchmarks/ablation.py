@@ -255,6 +255,7 @@ def result_lines(table: str, row: str, seed: int, summary: dict[str, Any], setti
         for key in ("class_prior", "class_prior_interval", "class_prior_second", "truth_auc", "held_out_auc", "steps")
     }
     line |= {key: mining[key] for key in ("selected", "precision", "recall")}
+    line["train_images"] = summary.get("student", {}).get("train_images")
     line["seconds"] = {key: summary[key]["seconds"] for key in ("scorer", "mining", "student") if key in summary}
     others = [
         {"row": name, **block, "seconds": {"student": block["seconds"]}}

@@ -5,7 +5,7 @@
 # and in_pool.npz for the CIFAR-10 protocol. WHEELS, a folder of wheels, serves a machine without network. A slice that
 # does not finish is reported and tried again by the next run; TIME_LEFT (seconds) ends a run before it starts another.
 # COMPILE_MODES are tried for torch.compile: the fastest is what pujax is to be compared with. ABLATION_OPTIONS go to
-# the CIFAR-10 protocol.
+# the CIFAR-10 protocol (the paper's networks and 10,000 updates unless given).
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 out="${1:?give a folder for the results}"
@@ -56,7 +56,7 @@ if [[ -n "$data" ]]; then
   for seed in 0 1 2; do # a job that runs into the limit goes on from its checkpoint
     # shellcheck disable=SC2086  # options are words
     slice "cifar10-$seed" "$python" -m benchmarks.ablation --table cifar10 --data "$data" --seeds 1 \
-      --first_seed "$seed" ${ABLATION_OPTIONS:-} --workdir "$out/runs" --out "$out/cifar10.jsonl"
+      --first_seed "$seed" ${ABLATION_OPTIONS:---networks paper --steps 10000} --workdir "$out/runs" --out "$out/cifar10.jsonl"
   done
 fi
 exit "$failed"

@@ -38,7 +38,6 @@ Arrays = dict[str, np.ndarray]
 
 # Rows that train heads: what each changes in the recipe of the table.
 HEADS: dict[str, dict[str, Any]] = {
-    "recipe": {},
     "head, distance, energy": {"distance": 1.0, "energy": 1.0},
     "head alone": {"distance": 0.0, "energy": 0.0},
     "head, distance": {"distance": 1.0, "energy": 0.0},

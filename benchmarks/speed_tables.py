@@ -1,8 +1,8 @@
 """The README's tables and bar charts of speed, from the result files; called by `benchmarks.tables`."""
 
-import html
-from pathlib import Path
 from typing import Any
+
+from benchmarks.charts import Group, bar_chart
 
 CASES = {
     "scoring": "pool scoring",
@@ -12,8 +12,6 @@ CASES = {
     "kd_step_cached": "the same, teacher logits cached",
 }
 SIDES = {"pujax": "pujax", "best": "PyTorch, best", "released": "PyTorch, released"}
-COLOURS = {"pujax": "#2a6f97", "PyTorch": "#e07a5f"}
-Group = tuple[str, list[tuple[str, float, str]]]  # label of the group; name, value and text of every bar
 
 
 def newest(lines: list[dict], *keys: str) -> list[dict]:
@@ -161,26 +159,6 @@ def job_groups(lines: list[dict]) -> list[Group]:
     return groups
 
 
-def bar_chart(title: str, groups: list[Group]) -> str:
-    """Return SVG: horizontal bars, each group to a scale of its own."""
-    row, left, width = 18, 190, 720
-    out, y = [f'<text x="0" y="16" font-size="15">{html.escape(title)}</text>'], 40
-    for label, bars in groups:
-        out.append(f'<text x="0" y="{y}" font-weight="bold">{html.escape(label)}</text>')
-        largest = max(value for _, value, _ in bars)
-        for name, value, text in bars:
-            y += row
-            length = (width - left - 90) * value / largest
-            colour = next((colour for start, colour in COLOURS.items() if name.startswith(start)), "#888888")
-            out.append(f'<text x="{left - 8}" y="{y}" text-anchor="end">{html.escape(name)}</text>')
-            out.append(f'<rect x="{left}" y="{y - 11}" width="{length:.1f}" height="13" fill="{colour}"/>')
-            out.append(f'<text x="{left + length + 6:.1f}" y="{y}">{html.escape(text)}</text>')
-        y += 2 * row
-    style = f'xmlns="http://www.w3.org/2000/svg" width="{width}" height="{y - row}" font-family="sans-serif"'
-    body = "\n".join(out)
-    return f'<svg {style} font-size="12">\n<rect width="100%" height="100%" fill="white"/>\n{body}\n</svg>\n'
-
-
 def figures(results: dict[str, list[dict]]) -> dict[str, str]:
     """Return SVG by file name, for what has been measured; `results` holds the lines of every table."""
     charts: dict[str, tuple[str, Any]] = {
@@ -193,13 +171,6 @@ def figures(results: dict[str, list[dict]]) -> dict[str, str]:
         for name, (title, groups) in charts.items()
         if results[name]
     }
-
-
-def write_figures(folder: Path, results: dict[str, list[dict]]) -> None:
-    """Write the bar charts into a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, svg in figures(results).items():
-        (folder / name).write_text(svg)
 
 
 def tables(results: dict[str, list[dict]]) -> dict[str, str]:

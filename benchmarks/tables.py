@@ -1,6 +1,10 @@
-"""Write the README's tables from the result files: `python -m benchmarks.tables` (`--check` only compares)."""
+"""Write the tables of the README and of docs/method.md from the result files.
+
+python -m benchmarks.tables            # --check only compares
+"""
 
 import argparse
+import collections
 import json
 import re
 import sys
@@ -10,12 +14,17 @@ import numpy as np
 
 from benchmarks import speed_tables
 from benchmarks.ablation import RESULTS
+from benchmarks.charts import bar_chart
 
 ROOT = Path(__file__).parent.parent
+PAGES = (ROOT / "README.md", ROOT / "docs" / "method.md")
 NAMES = {
-    "labelled_only": "labelled images only (each twice)",
-    "random": "random pool images",
-    "teacher_confidence": "teacher's most confident (DFND)",
+    "labelled_only": "labelled images only",
+    "random": "random pool images, pujax's recipe",
+    "random_published": "random pool images, as published",
+    "teacher_confidence": "teacher's most confident, pujax's recipe",
+    "dfnd_published": "teacher's most confident, as published (DFND)",
+    "nearest_neighbour": "nearest to the labelled, pujax's recipe",
     "all": "whole pool",
     "true_positives": "true positives (oracle)",
     "full_data": "all of the original data (oracle)",
@@ -45,10 +54,11 @@ def accuracy_table(lines: list[dict]) -> str:
         return "Not measured yet."
     out = ["| student trained on | images | test accuracy, % | seeds | precision of the mined, % | scorer AUC |",
            "|---|---|---|---|---|---|"]  # fmt: skip
-    rows = list(dict.fromkeys(line["row"] for line in lines))
+    rows = rows_of(lines)
     for row in sorted(rows, key=lambda row: np.mean([line["accuracy"] or 0 for line in lines if line["row"] == row])):
         own = [line for line in lines if line["row"] == row]
-        images = [line.get("train_images", line.get("selected")) for line in own]
+        # Older lines of mined rows hold the number of mined images alone; all tables have ten classes.
+        images = [line.get("train_images") or line["selected"] + 10 * line.get("per_class", 10) for line in own]
         precision = mean_sd([line.get("precision") for line in own])
         auc = mean_sd([line.get("truth_auc") for line in own], 1, 3)
         accuracy = mean_sd([line["accuracy"] for line in own])
@@ -61,6 +71,40 @@ def accuracy_table(lines: list[dict]) -> str:
         f"\nTeacher {100 * first['teacher_accuracy']:.1f} %. Mean ± standard deviation over seeds, at the last step. "
         f"{first['device_kind'].upper()}, {versions}, commit {first['commit']}."
     )
+    return "\n".join(out)
+
+
+def per_class_table(lines: list[dict]) -> str:
+    """Return Markdown: accuracy by the number of labelled images a class, of the rows measured at all of them."""
+    if not lines:
+        return "Not measured yet."
+    counts = sorted({line["per_class"] for line in lines}, reverse=True)
+    out = ["| student trained on | " + " | ".join(f"{count} a class" for count in counts) + " |"]
+    out.append("|---" * (len(counts) + 1) + "|")
+    for row in rows_of(lines):
+        own = [[line["accuracy"] for line in lines if line["row"] == row and line["per_class"] == n] for n in counts]
+        if all(own):
+            out.append(f"| {NAMES.get(row, row)} | " + " | ".join(mean_sd(values) for values in own) + " |")
+    return "\n".join(out)
+
+
+def scorers_table(lines: list[dict]) -> str:
+    """Return Markdown: AUC of every score by pool, and the share of the way from chance to the ceiling."""
+    if not lines:
+        return "Not measured yet."
+    pools = list(dict.fromkeys((line["table"], line["per_class"]) for line in lines))
+    out = ["| score | " + " | ".join(f"{table}, {count} a class" for table, count in pools) + " |"]
+    out.append("|---" * (len(pools) + 1) + "|")
+    aucs: dict[tuple, list[float]] = collections.defaultdict(list)
+    for line in lines:
+        aucs[line["row"], (line["table"], line["per_class"])].append(line["auc"])
+    for row in rows_of(lines):
+        cells = []
+        for pool in pools:
+            values, ceiling = aucs[row, pool], aucs["ceiling", pool]
+            way = f" ({100 * (np.mean(values) - 0.5) / (np.mean(ceiling) - 0.5):.0f} %)" if values and ceiling else ""
+            cells.append(mean_sd(values, 1, 3) + way)
+        out.append(f"| {row} | " + " | ".join(cells) + " |")
     return "\n".join(out)
 
 
@@ -96,11 +140,43 @@ def speed_results() -> dict[str, list[dict]]:
     return {name: read(name) for name in ("throughput", "input_pipeline", "job")}
 
 
+def accuracy_figures() -> dict[str, str]:
+    """Return SVG by file name: students of the CIFAR-10 table, and the scorer's AUC by the class prior it was given."""
+    charts = {}
+    if lines := [line for line in read("cifar10") if line["per_class"] == 100 and line["accuracy"]]:
+        means = {row: np.mean([line["accuracy"] for line in lines if line["row"] == row]) for row in rows_of(lines)}
+        bars = [(NAMES.get(row, row).strip("*"), mean, f"{100 * mean:.1f} %") for row, mean in means.items()]
+        bars = [(f"pujax: {name}" if name == "mined by pujax" else name, *rest) for name, *rest in bars]
+        charts["cifar10.svg"] = bar_chart("CIFAR-10, students after as many updates", [("test accuracy", bars)])
+    if lines := [line for line in read("scorers") if "prior 0." in line["row"]]:
+        groups = []
+        for table, count in dict.fromkeys((line["table"], line["per_class"]) for line in lines):
+            own = [line for line in lines if (line["table"], line["per_class"]) == (table, count)]
+            means = {row: np.mean([line["auc"] for line in own if line["row"] == row]) for row in rows_of(own)}
+            groups.append((f"{table}, {count} a class", [(row, mean, f"{mean:.4f}") for row, mean in means.items()]))
+        charts["class_prior.svg"] = bar_chart("AUC of the scorer by the class prior that it was given", groups)
+    return charts
+
+
+def figures() -> dict[str, str]:
+    """Return SVG by file name, for all that has been measured."""
+    return accuracy_figures() | speed_tables.figures(speed_results())
+
+
+def rows_of(lines: list[dict]) -> list[str]:
+    """Return the rows of some lines, each once, in the order in which they appear."""
+    return list(dict.fromkeys(line["row"] for line in lines))
+
+
 def fill(text: str) -> str:
-    """Return the README with every marked table made anew."""
+    """Return README.md or docs/method.md with every marked table made anew."""
     tables = {
         "quickstart": accuracy_table(read("quickstart")),
-        "cifar10": accuracy_table([line for line in read("cifar10") if line.get("per_class") == 100]),
+        "cifar10": accuracy_table([line for line in read("cifar10") if line["per_class"] == 100]),
+        "cifar10_per_class": per_class_table(read("cifar10")),
+        "digits": accuracy_table(read("digits")),
+        "fashion": accuracy_table(read("fashion")),
+        "scorers": scorers_table(read("scorers")),
         "rates": rates_table(read("rates")),
         **speed_tables.tables(speed_results()),
     }
@@ -111,17 +187,19 @@ def fill(text: str) -> str:
 
 
 def main() -> None:
-    """Write or check README.md."""
+    """Write or check the pages."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="exit 1 if the README differs from the result files")
+    parser.add_argument("--check", action="store_true", help="exit 1 if a page differs from the result files")
     args = parser.parse_args()
-    path = ROOT / "README.md"
-    before = path.read_text()
-    after = fill(before)
+    before = {path: path.read_text() for path in PAGES}
+    after = {path: fill(text) for path, text in before.items()}
     if args.check:
         sys.exit(after != before)
-    path.write_text(after)
-    speed_tables.write_figures(RESULTS / "figures", speed_results())
+    for path, text in after.items():
+        path.write_text(text)
+    (RESULTS / "figures").mkdir(exist_ok=True)
+    for name, svg in figures().items():
+        (RESULTS / "figures" / name).write_text(svg)
 
 
 if __name__ == "__main__":

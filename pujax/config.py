@@ -101,7 +101,7 @@ class MiningConfig:
     batch_size: int = 512
     shard_size: int = 10_000  # images per shard: the unit of work and of retry
     selection: str = "prior"  # see selection.SELECTIONS
-    threshold: float = 0.0  # of the PU logit, for "threshold"
+    threshold: float = 0.0  # of the score (the PU logit, unless parts are added to it), for "threshold"
     budget: int = 0  # images to keep where a selection needs a number; 0 means class_prior x pool
     max_unreadable: float = 0.0  # share of the pool that may fail to decode before the run stops
 

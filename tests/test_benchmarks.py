@@ -11,7 +11,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from benchmarks import ablation, nearest_neighbour, speed_tables, tables, throughput
+from benchmarks import ablation, nearest_neighbour, scorers, speed_tables, tables, throughput
+from configs import quickstart
+from pujax.config import Config, ScorerConfig
 
 ROOT = Path(__file__).parent.parent
 
@@ -45,10 +47,11 @@ def test_the_gpu_script_does_each_slice_once(tmp_path):
     assert speed_tables.pipeline_table(lines).count("\n| ") == 7  # head, rule excluded, and six rows
 
 
-def test_the_readme_holds_what_the_result_files_say():
-    text = (ROOT / "README.md").read_text()
-    assert tables.fill(text) == text
-    for name, svg in speed_tables.figures(tables.speed_results()).items():
+def test_the_pages_hold_what_the_result_files_say():
+    for page in tables.PAGES:
+        text = page.read_text()
+        assert tables.fill(text) == text, f"{page.name}: run python -m benchmarks.tables"
+    for name, svg in tables.figures().items():
         assert (tables.RESULTS / "figures" / name).read_text() == svg
 
 
@@ -88,3 +91,41 @@ def test_nearest_neighbours_are_the_five_nearest():
     queries, references = rng.normal(size=(23, 6)), rng.normal(size=(40, 6))
     distances = np.sort(np.linalg.norm(queries[:, None] - references, axis=-1), axis=1)[:, :5].mean(1)
     np.testing.assert_allclose(nearest_neighbour.mean_distances(queries, references, chunk=10), distances)
+
+
+def test_a_job_gives_a_line_for_every_row_with_images_of_its_own(tmp_path):
+    def make_config():
+        options = {"baselines": ("random",), "data.pool.limit": 2000, "data.test.limit": 200}
+        options |= {"scorer.num_steps": 50, "distill.num_steps": 4, "distill.batch_size": 32}
+        return ablation.set_options(quickstart.get_config(), options)
+
+    job = ablation.Job("pujax", 0, {"student_steps": 4}, make_config)
+    lines = {line["row"]: line for line in ablation.run_job(job, "quickstart", tmp_path, extra_rows=True)}
+    assert list(lines) == ["pujax", "random", "nearest_neighbour", "random_published", "dfnd_published"]
+    budget = lines["pujax"]["selected"]
+    assert {row: line["train_images"] for row, line in lines.items()} == {
+        "pujax": 100 + budget,
+        "random": 100 + budget,
+        "nearest_neighbour": 100 + budget,
+        "random_published": budget,
+        "dfnd_published": budget,
+    }
+    assert all(line["student_steps"] == 4 and 0 <= line["accuracy"] <= 1 for line in lines.values())
+    assert lines["random_published"]["precision"] < 0.3 < lines["pujax"]["precision"]
+
+
+def test_every_score_is_ranked_against_the_same_truth():
+    rng = np.random.default_rng(0)
+    truth = rng.random(600) < 0.2
+    features = (rng.normal(size=(600, 12)) + 1.2 * truth[:, None]).astype(np.float32)
+    pool = {"features": features, "energy": features.sum(1), "confidence": rng.random(600)}
+    labelled = {"features": (rng.normal(size=(40, 12)) + 1.2).astype(np.float32), "last_stage": 6}
+    labelled |= {"energy": labelled["features"].sum(1), "labels": np.arange(40, dtype=np.int32) % 2}
+    config = Config(scorer=ScorerConfig(num_steps=100, learning_rate=0.05, batch_size=64, positives_per_batch=16))
+    config.data.num_classes = 2
+    rows = scorers.rows_of(config, labelled, pool, truth)
+    aucs = {row: rows[row]()["auc"] for row in ("teacher confidence", "five nearest labelled", "distance alone")}
+    aucs |= {row: rows[row]()["auc"] for row in ("head, distance, energy", "head alone, last stage", "ceiling")}
+    assert 0.4 < aucs.pop("teacher confidence") < 0.6
+    assert aucs["head alone, last stage"] < aucs["head, distance, energy"]
+    assert min(aucs.values()) > 0.9

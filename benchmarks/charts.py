@@ -1,0 +1,26 @@
+"""Bar charts as plain SVG text, so that equal results give equal files."""
+
+import html
+
+COLOURS = {"pujax": "#2a6f97", "PyTorch": "#e07a5f"}  # by how a bar's name starts
+Group = tuple[str, list[tuple[str, float, str]]]  # label of the group; name, value and text of every bar
+
+
+def bar_chart(title: str, groups: list[Group]) -> str:
+    """Return SVG: horizontal bars, each group to a scale of its own."""
+    row, left, width = 18, 190, 720
+    out, y = [f'<text x="0" y="16" font-size="15">{html.escape(title)}</text>'], 40
+    for label, bars in groups:
+        out.append(f'<text x="0" y="{y}" font-weight="bold">{html.escape(label)}</text>')
+        largest = max(value for _, value, _ in bars)
+        for name, value, text in bars:
+            y += row
+            length = (width - left - 90) * value / largest
+            colour = next((colour for start, colour in COLOURS.items() if name.startswith(start)), "#888888")
+            out.append(f'<text x="{left - 8}" y="{y}" text-anchor="end">{html.escape(name)}</text>')
+            out.append(f'<rect x="{left}" y="{y - 11}" width="{length:.1f}" height="13" fill="{colour}"/>')
+            out.append(f'<text x="{left + length + 6:.1f}" y="{y}">{html.escape(text)}</text>')
+        y += 2 * row
+    style = f'xmlns="http://www.w3.org/2000/svg" width="{width}" height="{y - row}" font-family="sans-serif"'
+    body = "\n".join(out)
+    return f'<svg {style} font-size="12">\n<rect width="100%" height="100%" fill="white"/>\n{body}\n</svg>\n'
