@@ -77,7 +77,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "attention gate": {"scorer.gate": True},
     "no input noise": {"scorer.feature_noise": 0.0},
     "class-balanced quota": {"mining.selection": "class_balanced"},
-    "no quota": {"mining.selection": "top_k"},
+    "highest scores": {"mining.selection": "top_k"},
     "no share of labelled images": {"distill.labelled_per_batch": 0},
     "new views, teacher in each step": {"distill.cached_views": 0},
     "one cached view": {"distill.cached_views": 1},

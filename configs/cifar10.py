@@ -41,8 +41,8 @@ def get_config() -> Config:
             flip=True,
         ),
         # Photographs of other cameras and sizes than CIFAR's: the estimate of the class prior does not hold across the
-        # two, so the budget is given; quotas keep the classes that the pool has few of.
-        mining=MiningConfig(batch_size=4096, shard_size=100_000, selection="class_balanced", budget=100_000),
+        # two, so the budget is given.
+        mining=MiningConfig(batch_size=4096, shard_size=100_000, selection="confident", budget=100_000),
         distill=DistillConfig(
             model="cifar_resnet18",
             num_steps=20_000,
