@@ -13,10 +13,9 @@ A batch counts when it is ready on the device. Bare `numpy` is the gather alone.
 PyTorch's ways is bare NumPy as well, so on a CPU nothing can be twice as fast; ratios to each of the ways are given.
 
 Files, a batch at a time: an ArrayRecord dataset of 32x32 PNG, and JPEG of 375x500 decoded to 224x224: pujax's sources,
-the DataLoader with workers, Pillow in one thread. pujax decodes in threads, without processes or shared memory: of
-the time of a JPEG some 14 % go to steps that keep the GIL (header, EXIF, the copy to NumPy), the rest to decoding and
-resizing, for which Pillow releases it. By that estimate threads can keep six or seven cores busy; a larger host decodes
-once and trains from the stored arrays. `share_of_bare_decode` is the threads' rate over one thread's times the cores.
+the DataLoader with workers, Pillow in one thread. pujax decodes in threads: Pillow releases the GIL while it decodes
+and resizes, not for header, EXIF and the copy to NumPy. `share_of_bare_decode` is the threads' rate over one
+thread's times the cores; what it lacks is what processes would bring.
 Sides take turns, medians over rounds are reported. Appended to `benchmarks/results/input_pipeline.jsonl`.
 """
 

@@ -29,6 +29,7 @@ NAMES = {
     "true_positives": "true positives (oracle)",
     "full_data": "all of the original data (oracle)",
     "pujax": "**mined by pujax**",
+    "class-balanced quota": "mined by pujax, equal quotas of the teacher's classes",
     "released": "released method, cut to the CPU",
 }
 
@@ -174,6 +175,7 @@ def fill(text: str) -> str:
         "quickstart": accuracy_table(read("quickstart")),
         "cifar10": accuracy_table([line for line in read("cifar10") if line["per_class"] == 100]),
         "cifar10_per_class": per_class_table(read("cifar10")),
+        "cached_logits": accuracy_table(read("cached_logits")),
         "digits": accuracy_table(read("digits")),
         "fashion": accuracy_table(read("fashion")),
         "scorers": scorers_table(read("scorers")),
