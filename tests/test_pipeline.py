@@ -259,7 +259,7 @@ def test_every_distillation_form_runs(tmp_path, robust):
     def change(config):
         config.distill.robust, config.distill.class_weights = robust, "inverse_frequency"
         config.distill.label_weight, config.scorer.distance, config.scorer.energy = 0.5, 1.0, 1.0
-        config.distill.noise_adaptation, config.distill.labelled_per_batch = 0.9, 32
+        config.distill.noise_adaptation, config.distill.labelled_per_batch = 0.9, 96
         config.scorer.class_prior = "0.05"
 
     assert 0 < in_process(tmp_path, change)["student"]["accuracy"] < 1
