@@ -36,32 +36,34 @@ from pujax.teacher import load_classifier, weights_path
 
 Arrays = dict[str, np.ndarray]
 
+ALONE = {"distance": 0.0, "energy": 0.0}  # the head without the parts beside it
+
 # Rows that train heads: what each changes in the recipe of the table.
 HEADS: dict[str, dict[str, Any]] = {
     "head, distance, energy": {"distance": 1.0, "energy": 1.0},
-    "head alone": {"distance": 0.0, "energy": 0.0},
+    "head alone": ALONE,
     "head, distance": {"distance": 1.0, "energy": 0.0},
     "head, energy": {"distance": 0.0, "energy": 1.0},
-    "head alone, linear": {"distance": 0.0, "energy": 0.0, "hidden": 0},
-    "head alone, attention gate": {"distance": 0.0, "energy": 0.0, "gate": True},
-    "head alone, last stage": {"distance": 0.0, "energy": 0.0, "last_stage": True},
-    "head alone, no noise": {"distance": 0.0, "energy": 0.0, "feature_noise": 0.0},
-    "balanced nnPU": {"distance": 0.0, "energy": 0.0, "loss": "balanced_nnpu", "class_prior": "true"},
+    "head alone, linear": {**ALONE, "hidden": 0},
+    "head alone, attention gate": {**ALONE, "gate": True},
+    "head alone, last stage": {**ALONE, "last_stage": True},
+    "head alone, no noise": {**ALONE, "feature_noise": 0.0},
+    "balanced nnPU": {**ALONE, "loss": "balanced_nnpu", "class_prior": "true"},
     "nnPU, sigmoid, true prior": {
-        "distance": 0.0, "energy": 0.0, "loss": "nnpu", "surrogate": "sigmoid", "class_prior": "true",
+        **ALONE, "loss": "nnpu", "surrogate": "sigmoid", "class_prior": "true",
     },
     "nnPU, sigmoid, prior 0.21": {
-        "distance": 0.0, "energy": 0.0, "loss": "nnpu", "surrogate": "sigmoid", "class_prior": "0.21",
+        **ALONE, "loss": "nnpu", "surrogate": "sigmoid", "class_prior": "0.21",
     },
-    "VPU": {"distance": 0.0, "energy": 0.0, "loss": "vpu"},
-    "Dist-PU": {"distance": 0.0, "energy": 0.0, "loss": "dist_pu", "class_prior": "true"},
+    "VPU": {**ALONE, "loss": "vpu"},
+    "Dist-PU": {**ALONE, "loss": "dist_pu", "class_prior": "true"},
 }  # fmt: skip
 PRIORS = ("0.02", "0.05", "0.1", "0.2", "0.3")  # given ones, for the sensitivity to the prior
-CEILING = {"distance": 0.0, "energy": 0.0, "num_steps": 4000, "weight_decay": 1e-4, "feature_noise": 0.1}
+CEILING = {**ALONE, "num_steps": 4000, "weight_decay": 1e-4, "feature_noise": 0.1}
 
 
-def outputs(config: Config, source: ImageSource, rows: np.ndarray) -> Arrays:
-    """Return what the teacher makes of images: features [n, D], energy, confidence and the size of the last stage."""
+def outputs(config: Config, source: ImageSource) -> Arrays:
+    """Return what the teacher makes of all images of a source: features [N, D], energy [N] and confidence [N]."""
     module, variables = load_classifier(config, config.teacher.model, weights_path(config))
     mesh = make_mesh()
 
@@ -69,9 +71,9 @@ def outputs(config: Config, source: ImageSource, rows: np.ndarray) -> Arrays:
         logits, seen = frozen_inputs(config, module, variables, prepare(config, images))
         return seen | {"confidence": jnp.max(jax.nn.softmax(logits), axis=-1)}
 
-    read = lambda i: read_or_fail(source, rows[i], "images")  # noqa: E731
+    read = functools.partial(read_or_fail, source, what="images")
     batch_size = config.mining.batch_size
-    return map_images(fn, replicate(mesh, variables), read, len(rows), batch_size=batch_size, mesh=mesh)
+    return map_images(fn, replicate(mesh, variables), read, len(source), batch_size=batch_size, mesh=mesh)
 
 
 def run_heads(config: Config, options: dict[str, Any], labelled: Arrays, pool: Arrays, truth: np.ndarray) -> dict:
@@ -141,7 +143,7 @@ def rows_of(config: Config, labelled: Arrays, pool: Arrays, truth: np.ndarray) -
     for name, options in HEADS.items():
         rows[name] = functools.partial(run_heads, config, options, labelled, pool, truth)
     for prior in PRIORS:
-        options = {"distance": 0.0, "energy": 0.0, "loss": "balanced_nnpu", "class_prior": prior}
+        options = {**ALONE, "loss": "balanced_nnpu", "class_prior": prior}
         rows[f"balanced nnPU, prior {prior}"] = functools.partial(run_heads, config, options, labelled, pool, truth)
     rows["ceiling"] = functools.partial(run_ceiling, config, labelled, pool, truth)
     return rows
@@ -171,10 +173,10 @@ def main() -> None:
         config = resolve(ablation.table_config(args.table, seed, args.data, args.workdir, per_class=args.per_class))
         labelled_source = open_source(config.data.labelled, config.data)
         pool_source = open_source(config.data.pool, config.data, labelled=False)
-        labelled = outputs(config, labelled_source, np.arange(len(labelled_source)))
+        labelled = outputs(config, labelled_source)
         labelled |= {"labels": labelled_source.labels, "last_stage": last_stage_size(config)}
         if pool_source.fingerprint not in seen:
-            seen = {pool_source.fingerprint: outputs(config, pool_source, np.arange(len(pool_source)))}
+            seen = {pool_source.fingerprint: outputs(config, pool_source)}
         common = {"table": args.table, "per_class": len(labelled_source) // config.data.num_classes, "seed": seed}
         for row, run in rows_of(config, labelled, seen[pool_source.fingerprint], pool_source.truth).items():
             key = {**common, "row": row}

@@ -68,9 +68,10 @@ def accuracy_table(lines: list[dict]) -> str:
         )
     first = lines[0]
     versions = ", ".join(f"{name} {first['versions'][name]}" for name in ("jax", "flax", "python"))
+    commits = ", ".join(dict.fromkeys(line["commit"] for line in lines))
     out.append(
         f"\nTeacher {100 * first['teacher_accuracy']:.1f} %. Mean ± standard deviation over seeds, at the last step. "
-        f"{first['device_kind'].upper()}, {versions}, commit {first['commit']}."
+        f"{first['device_kind'].upper()}, {versions}, commit {commits}."
     )
     return "\n".join(out)
 
