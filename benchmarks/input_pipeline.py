@@ -12,10 +12,9 @@ Training sets lie in memory as uint8 32x32x3, batches of 256, with and without c
 A batch counts when it is ready on the device. Bare `numpy` is the gather alone. Without augmentation the last of
 PyTorch's ways is bare NumPy as well, so on a CPU nothing can be twice as fast; ratios to each of the ways are given.
 
-Files, a batch at a time: an ArrayRecord dataset of 32x32 PNG, and JPEG of 375x500 decoded to 224x224: pujax's sources,
-the DataLoader with workers, Pillow in one thread. pujax decodes in threads: Pillow releases the GIL while it decodes
-and resizes, not for header, EXIF and the copy to NumPy. `share_of_bare_decode` is the threads' rate over one
-thread's times the cores; what it lacks is what processes would bring.
+Files: an ArrayRecord dataset of 32x32 PNG, and JPEG of 375x500 decoded to 224x224: pujax's sources, a batch of 256 at a
+time and not one ahead; the DataLoader with workers, batches of 64, which it makes ahead; Pillow in one thread. All
+decode with the same function. `share_of_bare_decode` is pujax's rate over one thread's times the cores.
 Sides take turns, medians over rounds are reported. Appended to `benchmarks/results/input_pipeline.jsonl`.
 """
 
@@ -40,11 +39,12 @@ from benchmarks.ablation import RESULTS
 from benchmarks.throughput import machine_state, provenance
 from pujax.config import DataConfig, SourceConfig
 from pujax.data.batches import index_batches
+from pujax.data.decode import decode
 from pujax.data.sources import FolderSource, open_source
 from pujax.data.transforms import augment
 from pujax.sharding import configure_backend
 
-BATCH, FILES, PAD = 256, 64, 4  # images a batch, files a batch, pixels
+BATCH, FILES, PAD = 256, 64, 4  # images a batch, files a batch of the DataLoader, pixels
 Feed = Iterator[int]  # each `next` makes a batch ready and returns its number of images
 
 
@@ -114,8 +114,11 @@ class Records(Dataset):
         return self.__getitems__([row])[0]
 
     def __getitems__(self, rows: list[int]) -> list[torch.Tensor]:
-        items = rows if isinstance(self.source, FolderSource) else self.source.data.__getitems__(rows)
-        return [torch.tensor(self.source._decode(item)) for item in items]
+        if isinstance(self.source, FolderSource):
+            files = [(self.source.root / self.source.names[row]).read_bytes() for row in rows]
+        else:
+            files = [record["image"] for record in self.source.data.__getitems__(rows)]
+        return [torch.tensor(decode(file, size=self.source.size, channels=3)) for file in files]
 
 
 def worker_counts() -> list[int]:
@@ -285,8 +288,8 @@ def _icon(seed: int) -> bytes:
 
 
 def _source_feed(source: Any) -> Feed:
-    for start in _cycle(range(0, len(source) - FILES + 1, FILES)):
-        yield len(source.read(np.arange(start, start + FILES))[0])
+    for start in _cycle(range(0, len(source) - BATCH + 1, BATCH)):
+        yield len(source.read(np.arange(start, start + BATCH))[0])
 
 
 def _loop_feed(source: Any) -> Feed:

@@ -8,8 +8,7 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,10 +16,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from pujax.config import DataConfig, SourceConfig
-from pujax.data.decode import EXTENSIONS, decode, fit_arrays
+from pujax.data.decode import EXTENSIONS, fit_arrays
+from pujax.data.decoders import decode_files
 from pujax.data.embedded import load_embedded
-
-_DECODERS = ThreadPoolExecutor(os.cpu_count())
 
 
 class ImageSource(Protocol):
@@ -83,16 +81,12 @@ class FolderSource:
         return [self.names[i] for i in indices]
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Decode in threads; Pillow releases the GIL while it does."""
-        shape = (len(indices), self.size, self.size, self.channels)
-        return _decode_all(self._decode, indices, shape)
+        """Read and decode the files, in worker processes."""
 
-    def _decode(self, index: int) -> np.ndarray | None:
-        try:
-            data = (self.root / self.names[index]).read_bytes()
-        except OSError:
-            return None
-        return decode(data, size=self.size, channels=self.channels)
+        def paths(rows: slice) -> list[str]:
+            return [str(self.root / self.names[i]) for i in indices[rows]]
+
+        return decode_files(paths, len(indices), size=self.size, channels=self.channels)
 
 
 @dataclass(frozen=True)
@@ -116,32 +110,12 @@ class TFDSSource:
         return [f"{self.name}/{self.rows[i]}" for i in indices]
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Read whole batches of records, then decode the files in threads."""
-        records = self.data.__getitems__([int(i) for i in self.rows[indices]])
-        shape = (len(indices), self.size, self.size, self.channels)
-        return _decode_all(self._decode, records, shape)
+        """Read many records at a time, and decode them in worker processes."""
 
-    def _decode(self, record: dict[str, Any]) -> np.ndarray | None:
-        return decode(record["image"], size=self.size, channels=self.channels)
+        def files(rows: slice) -> list[bytes]:
+            return [record["image"] for record in self.data.__getitems__(self.rows[indices[rows]].tolist())]
 
-
-def _decode_all(
-    decode_one: Callable[[Any], np.ndarray | None], items: Sequence[Any], shape: tuple[int, ...]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return (uint8 of `shape`, readable bool [n]), decoded in threads, each of which fills runs of rows.
-
-    A task for each image would double the time that a 32x32 PNG takes.
-    """
-    stacked, readable = np.zeros(shape, np.uint8), np.zeros(len(items), bool)
-
-    def fill(rows: np.ndarray) -> None:
-        for row in rows:
-            image = decode_one(items[row])
-            if image is not None:
-                stacked[row], readable[row] = image, True
-
-    list(_DECODERS.map(fill, np.array_split(np.arange(len(items)), 4 * (os.cpu_count() or 1))))
-    return stacked, readable
+        return decode_files(files, len(indices), size=self.size, channels=self.channels)
 
 
 def open_source(config: SourceConfig, data: DataConfig, *, labelled: bool = True) -> ImageSource:
