@@ -50,28 +50,30 @@ def mean_sd(values: list[float], scale: float = 100, digits: int = 1) -> str:
 
 
 def accuracy_table(lines: list[dict]) -> str:
-    """Return Markdown: one line a training set, accuracy over seeds."""
+    """Return Markdown: one line a training set, with what its scorer found; means over seeds."""
     if not lines:
         return "Not measured yet."
-    out = ["| student trained on | images | test accuracy, % | seeds | precision of the mined, % | scorer AUC |",
-           "|---|---|---|---|---|---|"]  # fmt: skip
+    head = ("student trained on", "images", "test accuracy, %", "seeds", "precision, %", "recall, %", "scorer AUC",
+            "class prior, %", "scorer, s")  # fmt: skip
+    out = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     rows = rows_of(lines)
     for row in sorted(rows, key=lambda row: np.mean([line["accuracy"] or 0 for line in lines if line["row"] == row])):
         own = [line for line in lines if line["row"] == row]
         # Older lines of mined rows hold the number of mined images alone; all tables have ten classes.
         images = [line.get("train_images") or line["selected"] + 10 * line.get("per_class", 10) for line in own]
-        precision = mean_sd([line.get("precision") for line in own])
-        auc = mean_sd([line.get("truth_auc") for line in own], 1, 3)
-        accuracy = mean_sd([line["accuracy"] for line in own])
-        out.append(
-            f"| {NAMES.get(row, row)} | {np.mean(images):,.0f} | {accuracy} | {len(own)} | {precision} | {auc} |"
-        )
+        cells = [NAMES.get(row, row), f"{np.mean(images):,.0f}", mean_sd([line["accuracy"] for line in own])]
+        cells += [str(len(own)), *(mean_sd([line.get(key) for line in own]) for key in ("precision", "recall"))]
+        cells += [mean_sd([line.get("truth_auc") for line in own], 1, 3)]
+        cells += [mean_sd([line.get("class_prior") for line in own])]
+        cells += [mean_sd([(line.get("seconds") or {}).get("scorer") for line in own], 1, 0)]
+        out.append("| " + " | ".join(cells) + " |")
     first = lines[0]
     versions = ", ".join(f"{name} {first['versions'][name]}" for name in ("jax", "flax", "python"))
     commits = ", ".join(dict.fromkeys(line["commit"] for line in lines))
+    priors = [line["true_prior"] for line in lines if line.get("true_prior")]
     out.append(
-        f"\nTeacher {100 * first['teacher_accuracy']:.1f} %. Mean ± standard deviation over seeds, at the last step. "
-        f"{first['device_kind'].upper()}, {versions}, commit {commits}."
+        f"\nTeacher {100 * first['teacher_accuracy']:.1f} %. True class prior {mean_sd(priors[:1])} %. Mean ± standard "
+        f"deviation over seeds, at the last step. {first['device_kind'].upper()}, {versions}, commit {commits}."
     )
     return "\n".join(out)
 

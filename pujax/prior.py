@@ -110,10 +110,11 @@ def unlevel_top(positive: np.ndarray, pool: np.ndarray) -> float:
 def estimate_class_prior(
     positive: np.ndarray, pool: np.ndarray, *, seed: int, num_resamples: int = 100
 ) -> PriorEstimate:
-    """Return `best_bin` with a 95 % interval, and `density_ratio` as a cross-check.
+    """Return `best_bin`, bagged, with a 95 % interval, and `density_ratio` as a cross-check.
 
-    The interval is the estimate plus or minus 1.96 standard errors: the larger of the bootstrap's, in which each
-    resample of positives and pool chooses its own c, and the binomial one. Where the second estimate lies outside, the
+    The estimate is the median over bootstrap resamples of positives and pool, each of which chooses its own c; a single
+    choice of c from a hundred positives is at the mercy of a few of them. The interval is the estimate plus or minus
+    1.96 standard errors: the larger of the bootstrap's and the binomial one. Where the second estimate lies outside, the
     interval is widened to hold it: the two go wrong in different ways.
 
     Args:
@@ -123,10 +124,11 @@ def estimate_class_prior(
         num_resamples: of the bootstrap.
     """
     rng = np.random.default_rng(seed)
-    estimate, error = best_bin(positive, pool)
+    _, error = best_bin(positive, pool)
     resampled = [
         best_bin(rng.choice(positive, len(positive)), rng.choice(pool, len(pool)))[0] for _ in range(num_resamples)
     ]
+    estimate = float(np.median(resampled))
     half = 1.96 * max(error, float(np.std(resampled)))
     second = density_ratio(positive, pool)
     lo, hi = max(min(estimate - half, second), 0.0), min(max(estimate + half, second), 1.0)
