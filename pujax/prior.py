@@ -114,8 +114,8 @@ def estimate_class_prior(
 
     The estimate is the median over bootstrap resamples of positives and pool, each of which chooses its own c; a single
     choice of c from a hundred positives is at the mercy of a few of them. The interval is the estimate plus or minus
-    1.96 standard errors: the larger of the bootstrap's and the binomial one. Where the second estimate lies outside, the
-    interval is widened to hold it: the two go wrong in different ways.
+    1.96 standard errors: the larger of the bootstrap's and the binomial one. Where the second estimate lies outside,
+    the interval is widened to hold it: the two go wrong in different ways.
 
     Args:
         positive: [P] held-out scores of positives.
