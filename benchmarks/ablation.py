@@ -77,7 +77,6 @@ CHANGES: dict[str, dict[str, Any]] = {
     "attention gate": {"scorer.gate": True},
     "no input noise": {"scorer.feature_noise": 0.0},
     "class-balanced quota": {"mining.selection": "class_balanced"},
-    "highest scores": {"mining.selection": "top_k"},
     "no share of labelled images": {"distill.labelled_per_batch": 0},
     "new views, teacher in each step": {"distill.cached_views": 0},
     "one cached view": {"distill.cached_views": 1},
@@ -277,7 +276,7 @@ def versions() -> dict[str, str]:
 
 
 def table_config(
-    table: str, seed: int, data: Path, workdir: Path, *, per_class: int = 100, steps: int = 1000, networks: str = "cpu"
+    table: str, seed: int, data: Path, workdir: Path, *, per_class: int = 100, steps: int = 3000, networks: str = "cpu"
 ) -> Config:
     """Return pujax's own row of a table of students."""
     if table == "quickstart":
@@ -352,7 +351,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first_seed", type=int, default=0)
     parser.add_argument("--per_class", type=int, default=100, help="cifar10: labelled images a class")
-    parser.add_argument("--steps", type=int, default=1000, help="cifar10: updates of every student")
+    parser.add_argument("--steps", type=int, default=3000, help="cifar10: updates of every student")
     parser.add_argument("--networks", choices=("cpu", "paper"), default="cpu", help="cifar10: size of the networks")
     parser.add_argument("--changes", action="store_true", help="also the rows that change one thing each")
     parser.add_argument("--rows", nargs="*", help="only these of pujax, released and the changes")

@@ -71,24 +71,12 @@ def accuracy_table(lines: list[dict]) -> str:
     versions = ", ".join(f"{name} {first['versions'][name]}" for name in ("jax", "flax", "python"))
     commits = ", ".join(dict.fromkeys(line["commit"] for line in lines))
     priors = [line["true_prior"] for line in lines if line.get("true_prior")]
+    updates = f"{first['student_steps']:,} updates. " if "student_steps" in first else ""
     out.append(
-        f"\nTeacher {100 * first['teacher_accuracy']:.1f} %. True class prior {mean_sd(priors[:1])} %. Mean ± standard "
-        f"deviation over seeds, at the last step. {first['device_kind'].upper()}, {versions}, commit {commits}."
+        f"\n{updates}Teacher {100 * first['teacher_accuracy']:.1f} %. True class prior {mean_sd(priors[:1])} %. "
+        f"Mean ± standard deviation over seeds, at the last step. {first['device_kind'].upper()}, {versions}, "
+        f"commit {commits}."
     )
-    return "\n".join(out)
-
-
-def per_class_table(lines: list[dict]) -> str:
-    """Return Markdown: accuracy by the number of labelled images a class, of the rows measured at all of them."""
-    if not lines:
-        return "Not measured yet."
-    counts = sorted({line["per_class"] for line in lines}, reverse=True)
-    out = ["| student trained on | " + " | ".join(f"{count} a class" for count in counts) + " |"]
-    out.append("|---" * (len(counts) + 1) + "|")
-    for row in rows_of(lines):
-        own = [[line["accuracy"] for line in lines if line["row"] == row and line["per_class"] == n] for n in counts]
-        if all(own):
-            out.append(f"| {NAMES.get(row, row)} | " + " | ".join(mean_sd(values) for values in own) + " |")
     return "\n".join(out)
 
 
@@ -147,11 +135,13 @@ def speed_results() -> dict[str, list[dict]]:
 def accuracy_figures() -> dict[str, str]:
     """Return SVG by file name: students of the CIFAR-10 table, and the scorer's AUC by the class prior it was given."""
     charts = {}
-    if lines := [line for line in read("cifar10") if line["per_class"] == 100 and line["accuracy"]]:
+    if lines := cifar10_lines(100):
         means = {row: np.mean([line["accuracy"] for line in lines if line["row"] == row]) for row in rows_of(lines)}
         bars = [(NAMES.get(row, row).strip("*"), mean, f"{100 * mean:.1f} %") for row, mean in means.items()]
         bars = [(f"pujax: {name}" if name == "mined by pujax" else name, *rest) for name, *rest in bars]
-        charts["cifar10.svg"] = bar_chart("CIFAR-10, students after as many updates", [("test accuracy", bars)])
+        charts["cifar10.svg"] = bar_chart(
+            f"CIFAR-10, students after {lines[0]['student_steps']:,} updates", [("test accuracy", bars)]
+        )
     if lines := [line for line in read("scorers") if "prior 0." in line["row"]]:
         groups = []
         for table, count in dict.fromkeys((line["table"], line["per_class"]) for line in lines):
@@ -167,6 +157,11 @@ def figures() -> dict[str, str]:
     return accuracy_figures() | speed_tables.figures(speed_results())
 
 
+def cifar10_lines(per_class: int) -> list[dict]:
+    """Return the lines of CIFAR-10 with so many labelled images a class."""
+    return [line for line in read("cifar10") if line["per_class"] == per_class]
+
+
 def rows_of(lines: list[dict]) -> list[str]:
     """Return the rows of some lines, each once, in the order in which they appear."""
     return list(dict.fromkeys(line["row"] for line in lines))
@@ -176,8 +171,7 @@ def fill(text: str) -> str:
     """Return README.md or docs/method.md with every marked table made anew."""
     tables = {
         "quickstart": accuracy_table(read("quickstart")),
-        "cifar10": accuracy_table([line for line in read("cifar10") if line["per_class"] == 100]),
-        "cifar10_per_class": per_class_table(read("cifar10")),
+        **{f"cifar10_{count}": accuracy_table(cifar10_lines(count)) for count in (100, 50, 20)},
         "cached_logits": accuracy_table(read("cached_logits")),
         "digits": accuracy_table(read("digits")),
         "fashion": accuracy_table(read("fashion")),

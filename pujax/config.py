@@ -103,7 +103,6 @@ class MiningConfig:
     selection: str = "prior"  # see selection.SELECTIONS
     threshold: float = 0.0  # of the score (the PU logit, unless parts are added to it), for "threshold"
     budget: int = 0  # images to keep where a selection needs a number; 0 means class_prior x pool
-    candidates: float = 2.5  # "confident": images to choose from, as a multiple of the budget; at least 1
     max_unreadable: float = 0.0  # share of the pool that may fail to decode before the run stops
 
 
@@ -253,8 +252,6 @@ def resolve(config: Config) -> Config:
     for name, value in flatten(config):
         _check_leaf(name, value)
     _check_class_prior(config.scorer)
-    if config.mining.candidates < 1:
-        raise ValueError(f"mining.candidates is {config.mining.candidates}; it must be at least 1")
     for name in config.baselines:
         if name not in BASELINES:
             raise ValueError(f"baselines contains {name!r}; choose from {', '.join(BASELINES)}")

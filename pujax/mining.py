@@ -60,7 +60,6 @@ def select_rows(config: Config, table: ScoreTable, class_prior: float) -> np.nda
         table,
         threshold=config.mining.threshold,
         budget=config.mining.budget or max(round(class_prior * len(table.index)), 1),
-        candidates=config.mining.candidates,
         class_prior=class_prior,
         seed=config.seed,
     )

@@ -73,16 +73,6 @@ def select_teacher_confidence(table: ScoreTable, budget: int) -> np.ndarray:
     return _best(table.teacher_confidence, budget)
 
 
-def select_confident(table: ScoreTable, budget: int, candidates: float) -> np.ndarray:
-    """Return, of the `candidates * budget` rows of largest PU logit, the `budget` of which the teacher is surest.
-
-    Where nothing in the pool is quite like the labelled images, a student learns most from what the teacher is sure of;
-    the PU score keeps out what the teacher is sure of by mistake.
-    """
-    rows = _best(table.pu_logit, round(candidates * budget))
-    return rows[_best(table.teacher_confidence[rows], budget)]
-
-
 def select_all(table: ScoreTable) -> np.ndarray:
     """Return every row."""
     return np.arange(len(table.index))
@@ -93,16 +83,13 @@ SELECTIONS = {
     "threshold": lambda table, o: select_threshold(table, o["threshold"]),
     "top_k": lambda table, o: select_top_k(table, o["budget"]),
     "class_balanced": lambda table, o: select_class_balanced(table, o["budget"]),
-    "confident": lambda table, o: select_confident(table, o["budget"], o["candidates"]),
     "random": lambda table, o: select_random(table, o["budget"], o["seed"]),
     "teacher_confidence": lambda table, o: select_teacher_confidence(table, o["budget"]),
     "all": lambda table, o: select_all(table),
 }
 
 
-def select(
-    name: str, table: ScoreTable, *, threshold: float, budget: int, candidates: float, class_prior: float, seed: int
-) -> np.ndarray:
+def select(name: str, table: ScoreTable, *, threshold: float, budget: int, class_prior: float, seed: int) -> np.ndarray:
     """Return the sorted int64 rows of `table` that the selection called `name` keeps.
 
     Args:
@@ -110,15 +97,13 @@ def select(
         table: scores of the pool.
         threshold: of the PU logit.
         budget: number of images to keep.
-        candidates: images to choose from, as a multiple of the budget, at least 1.
         class_prior: share of positives in the pool.
         seed: of the random choice.
 
     Raises:
         ValueError: nothing would be kept.
     """
-    options = {"threshold": threshold, "budget": budget, "candidates": candidates}
-    options |= {"class_prior": class_prior, "seed": seed}
+    options = {"threshold": threshold, "budget": budget, "class_prior": class_prior, "seed": seed}
     rows = SELECTIONS[name](table, options)
     if len(rows) == 0:
         highest = table.pu_logit.max() if len(table.pu_logit) else float("nan")

@@ -53,7 +53,6 @@ def test_tuples_given_as_text_are_split():
         ("scorer.positives_per_batch", 128, "must be less than scorer.batch_size"),
         ("distill.labelled_per_batch", 128, "must be less than distill.batch_size"),
         ("distill.noise_adaptation", 1.0, "less than 1"),
-        ("mining.candidates", 0.5, "at least 1"),
         ("baselines", ("rnadom",), "baselines contains 'rnadom'"),
         ("data.channels", 2, "data.channels is 2"),
         ("data.mean", (0.1, 0.2), "data.mean needs one number"),

@@ -11,7 +11,7 @@ TABLE = ScoreTable(
     teacher_class=np.array([0, 0, 0, 0, 1, 1, 2, 2, 2, 2], np.int32),
     teacher_confidence=np.array([0.1, 0.9, 0.2, 0.8, 0.3, 0.7, 0.4, 0.6, 0.5, 0.95], np.float32),
 )
-OPTIONS = {"threshold": 2.0, "budget": 4, "candidates": 1.5, "class_prior": 0.3, "seed": 0}
+OPTIONS = {"threshold": 2.0, "budget": 4, "class_prior": 0.3, "seed": 0}
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,6 @@ OPTIONS = {"threshold": 2.0, "budget": 4, "candidates": 1.5, "class_prior": 0.3,
         ("top_k", [0, 1, 2, 9]),
         ("prior", [0, 1, 2]),  # row 2 before row 9 at equal score
         ("teacher_confidence", [1, 3, 5, 9]),
-        ("confident", [1, 3, 4, 9]),  # of rows 0 1 2 3 4 9; row 5, surer than row 4, is no candidate
         ("all", list(range(10))),
     ],
 )
