@@ -10,15 +10,16 @@ from pujax.config import Config
 from pujax.data.sources import ImageSource, open_source
 from pujax.distill import train_student
 from pujax.metrics import MetricsLog
-from pujax.mining import read_scores, read_selection
+from pujax.mining import read_scores, read_selection, truth_block
 from pujax.selection import select_all, select_random, select_teacher_confidence
 
 
 def run(config: Config, workdir: Path, mesh: Mesh, log: MetricsLog, *, name: str) -> dict[str, Any]:
-    """Train the student of one baseline; return its accuracy and number of training images."""
-    folder = workdir / "baselines" / name
-    block = train_student(config, workdir, folder, training_parts(config, workdir, name), mesh, log)
-    return {key: block[key] for key in ("accuracy", "train_images")}
+    """Train the student of one baseline; return its accuracy, number of training images, and what a choice found."""
+    parts = training_parts(config, workdir, name)
+    block = train_student(config, workdir, workdir / "baselines" / name, parts, mesh, log)
+    found = truth_block(*parts[1]) if len(parts) == 2 else {}
+    return {"accuracy": block["accuracy"], "train_images": block["train_images"], **found}
 
 
 def check_data(config: Config, name: str) -> None:

@@ -50,7 +50,7 @@ def run(config: Config, workdir: Path, mesh: Mesh, log: MetricsLog, *, class_pri
         "threshold": float(table.pu_logit[rows].min()),  # the lowest logit among the chosen
         "images_per_second": images_per_second,
     }
-    return block | truth_block(pool, table, rows)
+    return block | truth_block(pool, table.index[rows])
 
 
 def select_rows(config: Config, table: ScoreTable, class_prior: float) -> np.ndarray:
@@ -65,12 +65,12 @@ def select_rows(config: Config, table: ScoreTable, class_prior: float) -> np.nda
     )
 
 
-def truth_block(pool: ImageSource, table: ScoreTable, rows: np.ndarray) -> dict[str, float]:
-    """Return precision and recall of the choice, where the pool carries truth for evaluation."""
+def truth_block(pool: ImageSource, chosen: np.ndarray) -> dict[str, float]:
+    """Return precision and recall of the chosen pool indices [n], where the pool carries truth for evaluation."""
     if pool.truth is None:
         return {}
-    hits = int(pool.truth[table.index[rows]].sum())
-    return {"precision": hits / len(rows), "recall": hits / max(int(pool.truth.sum()), 1)}
+    hits = int(pool.truth[chosen].sum())
+    return {"precision": hits / len(chosen), "recall": hits / max(int(pool.truth.sum()), 1)}
 
 
 def score_pool(config: Config, workdir: Path, folder: Path, pool: ImageSource) -> float:

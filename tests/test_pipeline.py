@@ -73,6 +73,7 @@ def test_the_job_mines_and_says_what_it_was_worth(undisturbed):
     assert summary["mining"]["precision"] > 0.7
     assert summary["student"]["train_images"] == 100 + summary["mining"]["selected"]
     assert summary["baselines"]["random"]["train_images"] == summary["student"]["train_images"]
+    assert 0.01 < summary["baselines"]["random"]["precision"] < 0.15  # 5 % of the pool
     assert "mining is worth" in output
     selected = pq.read_table(workdir / "mine" / "selected.parquet")
     assert len(set(selected["key"].to_pylist())) == summary["mining"]["selected"]
