@@ -172,6 +172,7 @@ def fill(text: str) -> str:
     tables = {
         "quickstart": accuracy_table(read("quickstart")),
         **{f"cifar10_{count}": accuracy_table(cifar10_lines(count)) for count in (100, 50, 20)},
+        "quickstart_changes": accuracy_table(read("quickstart_changes")),
         "cached_logits": accuracy_table(read("cached_logits")),
         "digits": accuracy_table(read("digits")),
         "fashion": accuracy_table(read("fashion")),

@@ -25,7 +25,8 @@ from pujax.data.decode import decode
 _ARENA = 4 << 20  # bytes that one worker shares with this process
 _FEW = 32  # as many are decoded sooner here than sent away
 _RUN = 64  # images a request, at most
-_WORKERS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+_WORKERS = min(_CORES, 64)
 
 
 class _Worker:
@@ -128,7 +129,8 @@ def _decode_here(items: Sequence[bytes | str], out: np.ndarray, readable: np.nda
 
 def main() -> None:
     """Serve the process that started this one, until it closes the pipe."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that started this
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group: the one that started this decides
+        signal.signal(number, signal.SIG_IGN)
     arena = mmap.mmap(int(sys.argv[1]), _ARENA)
     while True:
         try:
