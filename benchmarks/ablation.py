@@ -14,12 +14,8 @@ appended to `benchmarks/results/<table>.jsonl`; rows that are there are not run 
 
 import argparse
 import dataclasses
-import datetime
 import functools
-import importlib.metadata
 import json
-import platform
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import nearest_neighbour, published
+from benchmarks.provenance import provenance
 from configs import cifar10, quickstart
 from pujax import pipeline
 from pujax.config import Config, SourceConfig, resolve
@@ -246,8 +243,8 @@ _OWN = frozenset(
 def result_lines(table: str, row: str, seed: int, summary: dict[str, Any], setting: dict[str, Any]) -> list[dict]:
     """Return the JSON lines of one job: its own row and one for each baseline."""
     scorer, mining = summary["scorer"], summary["mining"]
-    common = {"table": table, **setting, "seed": seed, "date": str(datetime.date.today()), "commit": commit(),
-              **{key: summary["run"][key] for key in ("device_kind", "versions")}}  # fmt: skip
+    common = {"table": table, **setting, "seed": seed, **provenance(),
+              "device_kind": summary["run"]["device_kind"]}  # fmt: skip
     line = {"row": row, "accuracy": summary.get("student", {}).get("accuracy"), "true_prior": summary["true_prior"]}
     line |= {
         key: scorer.get(key)
@@ -261,18 +258,6 @@ def result_lines(table: str, row: str, seed: int, summary: dict[str, Any], setti
         for name, block in summary.get("baselines", {}).items()
     ]
     return [{**common, **entry, "teacher_accuracy": summary["teacher"]["accuracy"]} for entry in (line, *others)]
-
-
-def commit() -> str:
-    """Return the commit that is measured, marked when the tree differs from it."""
-    describe = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
-    return subprocess.run(describe, capture_output=True, text=True, cwd=RESULTS.parent, check=False).stdout.strip()
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what computes."""
-    names = ("jax", "flax", "optax", "numpy")
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
 
 
 def table_config(

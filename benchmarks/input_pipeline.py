@@ -36,7 +36,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.ablation import RESULTS
-from benchmarks.throughput import machine_state, provenance
+from benchmarks.provenance import machine_state, provenance
 from pujax.config import DataConfig, SourceConfig
 from pujax.data.batches import index_batches
 from pujax.data.decode import decode

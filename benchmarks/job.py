@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ablation import RESULTS
-from benchmarks.throughput import machine_state, provenance
+from benchmarks.provenance import machine_state, provenance
 
 LAUNCH = [sys.executable, "-m", "pujax.launch", "--config", "configs/quickstart.py", "--config.baselines="]
 

@@ -10,7 +10,6 @@ images. The ceiling is the same head trained on the truth of the pool itself. Re
 
 import argparse
 import dataclasses
-import datetime
 import functools
 import json
 import time
@@ -24,6 +23,7 @@ import numpy as np
 
 from benchmarks import ablation
 from benchmarks.nearest_neighbour import mean_distances
+from benchmarks.provenance import provenance
 from pujax.config import Config, ScorerConfig, resolve
 from pujax.data.sources import ImageSource, open_source, read_or_fail
 from pujax.distance import fit_gaussians, relative_distance
@@ -183,8 +183,7 @@ def main() -> None:
             if (args.rows and row not in args.rows) or any(key.items() <= line.items() for line in done):
                 continue
             line = key | run() | {"true_prior": float(pool_source.truth.mean())}
-            line |= {"date": str(datetime.date.today()), "commit": ablation.commit()}
-            line |= {"device": jax.devices()[0].device_kind, "versions": ablation.versions()}
+            line |= {"device": jax.devices()[0].device_kind, **provenance()}
             with args.out.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             print(f"{common} {row}: AUC {line['auc']:.4f}", flush=True)

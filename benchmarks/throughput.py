@@ -18,13 +18,10 @@ convolutions: neither side is credited for operations of its own making.
 """
 
 import argparse
-import contextlib
-import datetime
 import functools
 import json
 import multiprocessing
 import os
-import subprocess
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -32,7 +29,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.ablation import RESULTS, commit
+from benchmarks.ablation import RESULTS
+from benchmarks.provenance import machine_state, provenance
 
 CASES = ("scoring", "teacher_step", "finetune_step", "kd_step", "kd_step_cached")
 TOLERANCE = {"cpu": 1e-3}  # of the loss curves' relative difference; elsewhere 0.2, for bfloat16 rounds small losses
@@ -238,31 +236,6 @@ def make_batch(teacher: str, batch_size: int) -> dict[str, Any]:
         "class_weights": np.stack([weights, weights + 0.1 * rng.uniform(size=classes)]).astype(np.float32),
         "classes": classes,
     }
-
-
-def machine_state() -> dict[str, Any]:
-    """Return processor, load averages over 1, 5 and 15 minutes, clocks in MHz, and what NVIDIA GPUs report."""
-    lines = [line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line]
-    named = [(key.strip(), value.strip()) for key, value in lines]
-    state = {
-        "processor": next((value for key, value in named if key == "model name"), ""),
-        "cores": len(os.sched_getaffinity(0)),
-        "load": os.getloadavg(),
-        "mhz": [float(value) for key, value in named if key == "cpu MHz"],
-    }
-    fields = "name,clocks.sm,clocks.mem,power.draw,temperature.gpu,utilization.gpu"
-    query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):  # where there is none
-        state["gpu"] = subprocess.run(query, check=True, capture_output=True, text=True).stdout.strip()
-    return state
-
-
-def provenance() -> dict[str, Any]:
-    """Return date, commit and versions."""
-    import importlib.metadata
-
-    versions = {name: importlib.metadata.version(name) for name in ("jax", "flax", "torch", "numpy")}
-    return {"date": str(datetime.date.today()), "commit": commit(), "versions": versions}
 
 
 def main() -> None:

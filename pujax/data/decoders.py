@@ -55,7 +55,7 @@ class _Worker:
             pickle.dump((items, *out.shape[2:]), self._process.stdin)
             self._process.stdin.flush()
             readable[:] = pickle.load(self._process.stdout)
-        except (EOFError, OSError) as error:
+        except (EOFError, OSError, pickle.UnpicklingError) as error:
             status, self._process = self._process.wait(), None
             raise RuntimeError(
                 f"a decoding process ended with status {status} at one of {len(items)} images; "
