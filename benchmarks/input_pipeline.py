@@ -288,8 +288,9 @@ def _icon(seed: int) -> bytes:
 
 
 def _source_feed(source: Any) -> Feed:
-    for start in _cycle(range(0, len(source) - BATCH + 1, BATCH)):
-        yield len(source.read(np.arange(start, start + BATCH))[0])
+    size = min(BATCH, len(source))
+    for start in _cycle(range(0, len(source) - size + 1, size)):
+        yield len(source.read(np.arange(start, start + size))[0])
 
 
 def _loop_feed(source: Any) -> Feed:
