@@ -201,8 +201,14 @@ def take_turns(feeds: dict[str, Feed], seconds: float, rounds: int) -> dict[str,
     """Return the median images per second of every feed, after a warm-up."""
     for feed in feeds.values():
         time_feed(feed, seconds / 2)
-    samples = [{name: time_feed(feed, seconds) for name, feed in feeds.items()} for _ in range(rounds)]
+    samples = [{name: time_feed(_settled(feed), seconds) for name, feed in feeds.items()} for _ in range(rounds)]
     return {name: float(np.median([sample[name] for sample in samples])) for name in feeds}
+
+
+def _settled(feed: Feed, pause: float = 0.5) -> Feed:
+    """Return the feed after a pause in which the other side's workers finish what they read ahead."""
+    time.sleep(pause)
+    return feed
 
 
 def best_of(rates: dict[str, float], prefix: str) -> float:
@@ -234,7 +240,8 @@ def measure_files(args: argparse.Namespace, kind: str) -> dict[str, Any]:
         for workers in worker_counts():
             loader = load(Records(source), workers, batch_size=FILES, drop_last=True)
             feeds[f"torch, {workers} workers"] = torch_feed(loader)
-        rates = take_turns(feeds, args.seconds, args.rounds)
+        # Longer, for the DataLoader begins each turn with batches that its workers made ahead.
+        rates = take_turns(feeds, 4 * args.seconds, args.rounds)
         del feeds, loader  # ends the workers before their files go
     bare = rates["Pillow"] * len(os.sched_getaffinity(0))
     line = {"case": kind, "images_per_second": rates, "host_ratio": rates["pujax"] / best_of(rates, "torch")}
