@@ -5,7 +5,7 @@
     python -m benchmarks.ablation --table digits --data raw     # MNIST, 100 labelled a class, pool with letters
     python -m benchmarks.ablation --table fashion --data raw    # Fashion-MNIST, 100 a class, the same pool of letters
     python -m benchmarks.ablation --table cifar10 --data raw    # raw: see benchmarks/pack_cifar10.py
-    python -m benchmarks.ablation --table cifar10 --data raw --networks paper    # ResNet-34 -> ResNet-18, on a GPU
+    python -m benchmarks.ablation --table cifar10 --data raw --networks paper    # see NETWORKS
 
 Every student of a table has the same network, recipe and number of updates, and the mined ones and their baselines
 the same budget; accuracy is that of the last step, on test images that no choice of the run has seen. Results are
@@ -37,7 +37,7 @@ STAGES_OF_RATES = ("teacher", "scorer", "mine")  # no students: the question is 
 # The released method: fine-tuned scorer, uniform batches, sigmoid nnPU at the true prior, weights and maximum as is.
 # Its 170 epochs are cut to what the CPU allows ("steps" in a result line). Its threshold of 0 keeps no
 # image where the estimator has collapsed, so it is told how many to keep.
-RELEASED = {
+RELEASED_SCORER = {
     "scorer.mode": "finetune",
     "scorer.loss": "nnpu",
     "scorer.surrogate": "sigmoid",
@@ -47,9 +47,12 @@ RELEASED = {
     "scorer.learning_rate": 1e-3,
     "scorer.weight_decay": 5e-3,
     "mining.selection": "prior",
+}
+RELEASED_DISTILLATION = {
     "distill.class_weights": "inverse_frequency",
     "distill.robust": "paper",
     "distill.temperature": 1.0,
+    "distill.labelled_per_batch": 0,
 }
 RELEASED_CUT: dict[str, dict[str, Any]] = {
     "rates": {},
@@ -63,8 +66,25 @@ RELEASED_CUT: dict[str, dict[str, Any]] = {
         "scorer.flip": True,
         "scorer.crop_padding": 4,
         "mining.selection": "top_k",
-        "distill.labelled_per_batch": 0,
     },
+}
+# Networks of the CIFAR-10 protocol. "cpu": ones that two CPU cores can train; "cpu_resnet18": the same student under a
+# better teacher, an hour's training; "paper": ResNet-34 -> ResNet-18 with the recipe of configs/cifar10.py, on a GPU.
+CPU_NETWORKS = {
+    "teacher.model": "cifar_resnet10_w16",
+    "teacher.num_steps": 6000,
+    "teacher.warmup_steps": 500,
+    "distill.model": "cifar_resnet10_w8",
+    "distill.batch_size": 128,
+    "distill.labelled_per_batch": 32,
+    "distill.learning_rate": 0.15,
+    "distill.warmup_steps": 100,
+    "distill.cached_views": 2,
+}
+NETWORKS: dict[str, dict[str, Any]] = {
+    "cpu": CPU_NETWORKS,
+    "cpu_resnet18": CPU_NETWORKS | {"teacher.model": "cifar_resnet18_w16", "teacher.num_steps": 7000},
+    "paper": {},
 }
 # One change at a time, from the default.
 CHANGES: dict[str, dict[str, Any]] = {
@@ -79,6 +99,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "one cached view": {"distill.cached_views": 1},
     "four cached views": {"distill.cached_views": 4},
     "distance and energy beside the head": {"scorer.distance": 1.0, "scorer.energy": 1.0},
+    "head alone": {"scorer.distance": 0.0, "scorer.energy": 0.0},
+    "released distillation": RELEASED_DISTILLATION,
     "inverse-frequency weights": {"distill.class_weights": "inverse_frequency"},
     "robust, paper": {"distill.class_weights": "inverse_frequency", "distill.robust": "paper"},
     "robust, worst case": {"distill.robust": "worst_case"},
@@ -193,7 +215,7 @@ def _write_labelled(path: Path, arrays: Any, rng: np.random.Generator, per_class
 
 
 def cifar_config(seed: int, data: Path, workdir: Path, per_class: int, steps: int, networks: str) -> Config:
-    """Return the CIFAR-10 protocol: the paper's networks, or ones that two CPU cores can train."""
+    """Return the CIFAR-10 protocol with one of `NETWORKS`."""
     labelled = data / f"cifar_labelled_{per_class}_{seed}.npz"
     if not labelled.exists():
         _write_labelled(labelled, np.load(data / "cifar_train.npz"), np.random.default_rng(seed), per_class)
@@ -207,19 +229,7 @@ def cifar_config(seed: int, data: Path, workdir: Path, per_class: int, steps: in
         "distill.num_steps": steps,
         "baselines": ("labelled_only", "random", "teacher_confidence", "true_positives", "full_data"),
     }
-    if networks == "cpu":
-        options |= {
-            "teacher.model": "cifar_resnet10_w16",
-            "teacher.num_steps": 6000,
-            "teacher.warmup_steps": 500,
-            "distill.model": "cifar_resnet10_w8",
-            "distill.batch_size": 128,
-            "distill.labelled_per_batch": 32,
-            "distill.learning_rate": 0.15,
-            "distill.warmup_steps": 100,
-            "distill.cached_views": 2,
-        }
-    config = set_options(cifar10.get_config(), options)
+    config = set_options(cifar10.get_config(), options | NETWORKS[networks])
     weights = trained_teacher(config, workdir / f"cifar10-teacher-{networks}")
     return set_options(config, {"seed": seed, "teacher.weights": weights})
 
@@ -299,8 +309,10 @@ def jobs(args: argparse.Namespace) -> list[Job]:
     if args.table == "cifar10":
         options = {"per_class": args.per_class, "steps": args.steps, "networks": args.networks}
         setting = {"per_class": args.per_class, "student_steps": args.steps, "networks": args.networks}
-    rows = {"pujax": {}, "released": RELEASED | RELEASED_CUT[args.table] | {"baselines": ()}}
+    released_scorer = RELEASED_SCORER | RELEASED_CUT[args.table]
+    rows = {"pujax": {}, "released": released_scorer | RELEASED_DISTILLATION | {"baselines": ()}}
     if args.changes:
+        rows["released scorer"] = released_scorer | {"baselines": ()}
         rows |= {row: changes | {"baselines": ()} for row, changes in CHANGES.items()}
 
     def make(seed: int, changes: dict[str, Any]) -> Config:
@@ -337,7 +349,7 @@ def main() -> None:
     parser.add_argument("--first_seed", type=int, default=0)
     parser.add_argument("--per_class", type=int, default=100, help="cifar10: labelled images a class")
     parser.add_argument("--steps", type=int, default=3000, help="cifar10: updates of every student")
-    parser.add_argument("--networks", choices=("cpu", "paper"), default="cpu", help="cifar10: size of the networks")
+    parser.add_argument("--networks", choices=tuple(NETWORKS), default="cpu", help="cifar10: teacher and student")
     parser.add_argument("--changes", action="store_true", help="also the rows that change one thing each")
     parser.add_argument("--rows", nargs="*", help="only these of pujax, released and the changes")
     parser.add_argument("--baselines", nargs="*", help="instead of the table's own")

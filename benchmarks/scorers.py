@@ -4,7 +4,8 @@
     python -m benchmarks.scorers --table cifar10 --data raw --per_class 100     # raw: see benchmarks.ablation
 
 The measure is the area under the ROC curve of the pool's truth, from held-out scores. Every seed draws other labelled
-images. The ceiling is the same head trained on the truth of the pool itself. Results are appended to
+images. Two rows say what could be had: the ceiling is the same head trained on the truth of the pool itself, and
+"labelled from the pool" draws the labelled images from the pool's own positives. Results are appended to
 `benchmarks/results/scorers.jsonl`; rows that are there are not run again.
 """
 
@@ -116,6 +117,20 @@ def run_ceiling(config: Config, labelled: Arrays, pool: Arrays, truth: np.ndarra
     return {"auc": auc(held_out["positive"], held_out["pool"])}
 
 
+def run_labelled_from_pool(config: Config, labelled: Arrays, pool: Arrays, truth: np.ndarray) -> dict:
+    """Train the head on as many labelled images, drawn from the pool's positives and taken out of it; return its AUC.
+
+    What is left between this and the head alone is the difference between the two sources of images.
+    """
+    rng = np.random.default_rng(config.seed)
+    taken = np.zeros(len(truth), bool)
+    taken[rng.choice(np.flatnonzero(truth), len(labelled["labels"]), replace=False)] = True
+    inputs = [{name: pool[name][rows] for name in ("features", "energy")} for rows in (taken, ~taken)]
+    scorer = dataclasses.replace(config.scorer, **ALONE)
+    scores = _fit(scorer, config, *inputs, labels=np.zeros(taken.sum(), np.int32))["pool"]
+    return {"auc": auc(scores[truth[~taken]], scores[~truth[~taken]])}
+
+
 def untrained(config: Config, labelled: Arrays, pool: Arrays) -> dict[str, Callable[[], np.ndarray]]:
     """Return the scores of the pool that need no training, by row."""
     features = pool["features"]
@@ -145,6 +160,9 @@ def rows_of(config: Config, labelled: Arrays, pool: Arrays, truth: np.ndarray) -
     for prior in PRIORS:
         options = {**ALONE, "loss": "balanced_nnpu", "class_prior": prior}
         rows[f"balanced nnPU, prior {prior}"] = functools.partial(run_heads, config, options, labelled, pool, truth)
+    rows["head alone, labelled from the pool"] = functools.partial(
+        run_labelled_from_pool, config, labelled, pool, truth
+    )
     rows["ceiling"] = functools.partial(run_ceiling, config, labelled, pool, truth)
     return rows
 
@@ -162,6 +180,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("raw"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--per_class", type=int, default=100, help="cifar10: labelled images a class")
+    parser.add_argument("--networks", choices=tuple(ablation.NETWORKS), default="cpu", help="cifar10: the teacher")
     parser.add_argument("--workdir", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--rows", nargs="*", help="only these")
     parser.add_argument("--out", type=Path, default=ablation.RESULTS / "scorers.jsonl")
@@ -169,15 +188,17 @@ def main() -> None:
     configure_backend()
     done = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
     seen: dict[str, Arrays] = {}
+    setting = {"per_class": args.per_class, "networks": args.networks} if args.table == "cifar10" else {}
     for seed in range(args.seeds):
-        config = resolve(ablation.table_config(args.table, seed, args.data, args.workdir, per_class=args.per_class))
+        config = resolve(ablation.table_config(args.table, seed, args.data, args.workdir, **setting))
         labelled_source = open_source(config.data.labelled, config.data)
         pool_source = open_source(config.data.pool, config.data, labelled=False)
         labelled = outputs(config, labelled_source)
         labelled |= {"labels": labelled_source.labels, "last_stage": last_stage_size(config)}
         if pool_source.fingerprint not in seen:
             seen = {pool_source.fingerprint: outputs(config, pool_source)}
-        common = {"table": args.table, "per_class": len(labelled_source) // config.data.num_classes, "seed": seed}
+        per_class = len(labelled_source) // config.data.num_classes
+        common = {"table": args.table, **setting, "per_class": per_class, "seed": seed}
         for row, run in rows_of(config, labelled, seen[pool_source.fingerprint], pool_source.truth).items():
             key = {**common, "row": row}
             if (args.rows and row not in args.rows) or any(key.items() <= line.items() for line in done):

@@ -85,12 +85,12 @@ def scorers_table(lines: list[dict]) -> str:
     """Return Markdown: AUC of every score by pool, and the share of the way from chance to the ceiling."""
     if not lines:
         return "Not measured yet."
-    pools = list(dict.fromkeys((line["table"], line["per_class"]) for line in lines))
-    out = ["| score | " + " | ".join(f"{table}, {count} a class" for table, count in pools) + " |"]
+    pools = list(dict.fromkeys(map(_pool_of, lines)))
+    out = ["| score | " + " | ".join(pools) + " |"]
     out.append("|---" * (len(pools) + 1) + "|")
     aucs: dict[tuple, list[float]] = collections.defaultdict(list)
     for line in lines:
-        aucs[line["row"], (line["table"], line["per_class"])].append(line["auc"])
+        aucs[line["row"], _pool_of(line)].append(line["auc"])
     for row in rows_of(lines):
         cells = []
         for pool in pools:
@@ -99,6 +99,12 @@ def scorers_table(lines: list[dict]) -> str:
             cells.append(mean_sd(values, 1, 3) + way)
         out.append(f"| {row} | " + " | ".join(cells) + " |")
     return "\n".join(out)
+
+
+def _pool_of(line: dict) -> str:
+    """Return what a column of the table of scorers is named."""
+    teacher = ", better teacher" if line.get("networks") == "cpu_resnet18" else ""
+    return f"{line['table']}, {line['per_class']} a class{teacher}"
 
 
 def rates_table(lines: list[dict]) -> str:
@@ -145,10 +151,10 @@ def accuracy_figures() -> dict[str, str]:
         )
     if lines := [line for line in read("scorers") if "prior 0." in line["row"]]:
         groups = []
-        for table, count in dict.fromkeys((line["table"], line["per_class"]) for line in lines):
-            own = [line for line in lines if (line["table"], line["per_class"]) == (table, count)]
+        for pool in dict.fromkeys(map(_pool_of, lines)):
+            own = [line for line in lines if _pool_of(line) == pool]
             means = {row: np.mean([line["auc"] for line in own if line["row"] == row]) for row in rows_of(own)}
-            groups.append((f"{table}, {count} a class", [(row, mean, f"{mean:.4f}") for row, mean in means.items()]))
+            groups.append((pool, [(row, mean, f"{mean:.4f}") for row, mean in means.items()]))
         charts["class_prior.svg"] = bar_chart("AUC of the scorer by the class prior that it was given", groups)
     return charts
 

@@ -126,6 +126,7 @@ def test_every_score_is_ranked_against_the_same_truth():
     rows = scorers.rows_of(config, labelled, pool, truth)
     aucs = {row: rows[row]()["auc"] for row in ("teacher confidence", "five nearest labelled", "distance alone")}
     aucs |= {row: rows[row]()["auc"] for row in ("head, distance, energy", "head alone, last stage", "ceiling")}
+    aucs["labelled from the pool"] = rows["head alone, labelled from the pool"]()["auc"]
     assert 0.4 < aucs.pop("teacher confidence") < 0.6
     assert aucs["head alone, last stage"] < aucs["head, distance, energy"]
     assert min(aucs.values()) > 0.9
