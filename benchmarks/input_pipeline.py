@@ -201,14 +201,12 @@ def take_turns(feeds: dict[str, Feed], seconds: float, rounds: int) -> dict[str,
     """Return the median images per second of every feed, after a warm-up."""
     for feed in feeds.values():
         time_feed(feed, seconds / 2)
-    samples = [{name: time_feed(_settled(feed), seconds) for name, feed in feeds.items()} for _ in range(rounds)]
-    return {name: float(np.median([sample[name] for sample in samples])) for name in feeds}
-
-
-def _settled(feed: Feed, pause: float = 0.5) -> Feed:
-    """Return the feed after a pause in which the other side's workers finish what they read ahead."""
-    time.sleep(pause)
-    return feed
+    rates: dict[str, list[float]] = {name: [] for name in feeds}
+    for _ in range(rounds):
+        for name, feed in feeds.items():
+            time.sleep(0.5)  # the other side's workers finish what they read ahead
+            rates[name].append(time_feed(feed, seconds))
+    return {name: float(np.median(samples)) for name, samples in rates.items()}
 
 
 def best_of(rates: dict[str, float], prefix: str) -> float:

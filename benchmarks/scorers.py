@@ -80,7 +80,7 @@ def outputs(config: Config, source: ImageSource) -> Arrays:
 def run_heads(config: Config, options: dict[str, Any], labelled: Arrays, pool: Arrays, truth: np.ndarray) -> dict:
     """Train heads under changed options; return AUC, estimate of the class prior and seconds."""
     options = dict(options)
-    inputs = [{name: part[name] for name in ("features", "energy")} for part in (labelled, pool)]
+    inputs = [_inputs(labelled), _inputs(pool)]
     if options.pop("last_stage", False):
         size = labelled["last_stage"]
         inputs = [part | {"features": part["features"][:, -size:]} for part in inputs]
@@ -93,6 +93,11 @@ def run_heads(config: Config, options: dict[str, Any], labelled: Arrays, pool: A
     estimate = class_prior_block(dataclasses.replace(config, scorer=ScorerConfig()), held_out)
     scores = held_out["pool"]
     return {"auc": auc(scores[truth], scores[~truth]), **estimate, "seconds": seconds}
+
+
+def _inputs(part: Arrays, rows: Any = slice(None)) -> Arrays:
+    """Return what the heads see of some rows."""
+    return {name: part[name][rows] for name in ("features", "energy")}
 
 
 def _fit(scorer: ScorerConfig, config: Config, positives: Any, pool: Any, *, labels: np.ndarray) -> Arrays:
@@ -112,8 +117,7 @@ def _fit(scorer: ScorerConfig, config: Config, positives: Any, pool: Any, *, lab
 def run_ceiling(config: Config, labelled: Arrays, pool: Arrays, truth: np.ndarray) -> dict:
     """Train the same head on the pool's truth; return the AUC of its held-out scores."""
     scorer = dataclasses.replace(config.scorer, **CEILING)
-    inputs = [{name: pool[name][rows] for name in ("features", "energy")} for rows in (truth, ~truth)]
-    held_out = _fit(scorer, config, *inputs, labels=np.zeros(truth.sum(), np.int32))
+    held_out = _fit(scorer, config, _inputs(pool, truth), _inputs(pool, ~truth), labels=np.zeros(truth.sum(), np.int32))
     return {"auc": auc(held_out["positive"], held_out["pool"])}
 
 
@@ -125,9 +129,9 @@ def run_labelled_from_pool(config: Config, labelled: Arrays, pool: Arrays, truth
     rng = np.random.default_rng(config.seed)
     taken = np.zeros(len(truth), bool)
     taken[rng.choice(np.flatnonzero(truth), len(labelled["labels"]), replace=False)] = True
-    inputs = [{name: pool[name][rows] for name in ("features", "energy")} for rows in (taken, ~taken)]
     scorer = dataclasses.replace(config.scorer, **ALONE)
-    scores = _fit(scorer, config, *inputs, labels=np.zeros(taken.sum(), np.int32))["pool"]
+    labels = np.zeros(taken.sum(), np.int32)
+    scores = _fit(scorer, config, _inputs(pool, taken), _inputs(pool, ~taken), labels=labels)["pool"]
     return {"auc": auc(scores[truth[~taken]], scores[~truth[~taken]])}
 
 
@@ -188,9 +192,10 @@ def main() -> None:
     configure_backend()
     done = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
     seen: dict[str, Arrays] = {}
-    setting = {"per_class": args.per_class, "networks": args.networks} if args.table == "cifar10" else {}
+    setting = {"networks": args.networks} if args.table == "cifar10" else {}
     for seed in range(args.seeds):
-        config = resolve(ablation.table_config(args.table, seed, args.data, args.workdir, **setting))
+        config = ablation.table_config(args.table, seed, args.data, args.workdir, per_class=args.per_class, **setting)
+        config = resolve(config)
         labelled_source = open_source(config.data.labelled, config.data)
         pool_source = open_source(config.data.pool, config.data, labelled=False)
         labelled = outputs(config, labelled_source)
