@@ -4,9 +4,10 @@
     python -m benchmarks.scorers --table cifar10 --data raw --per_class 100     # raw: see benchmarks.ablation
 
 The measure is the area under the ROC curve of the pool's truth, from held-out scores. Every seed draws other labelled
-images. Two rows say what could be had: the ceiling is the same head trained on the truth of the pool itself, and
-"labelled from the pool" draws the labelled images from the pool's own positives. Results are appended to
-`benchmarks/results/scorers.jsonl`; rows that are there are not run again.
+images. The last rows say what could be had, by looking where no scorer may: the default's recipe with every labelled
+image of the original data, with the pool's true negatives instead of the pool, and with both; the head with labelled
+images drawn from the pool's own positives; and the ceiling, the head trained on the truth of the pool itself. Results
+are appended to `benchmarks/results/scorers.jsonl`; rows that are there are not run again.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from benchmarks.provenance import provenance
 from pujax.config import Config, ScorerConfig, resolve
 from pujax.data.sources import ImageSource, open_source, read_or_fail
 from pujax.distance import fit_gaussians, relative_distance
-from pujax.heads import fit_heads
+from pujax.heads import fit_heads, score
 from pujax.inference import map_images, prepare
 from pujax.metrics import MetricsLog, auc
 from pujax.scorer import class_prior_block, frozen_inputs
@@ -38,10 +39,11 @@ from pujax.teacher import load_classifier, weights_path
 Arrays = dict[str, np.ndarray]
 
 ALONE = {"distance": 0.0, "energy": 0.0}  # the head without the parts beside it
+PARTS = {"distance": 1.0, "energy": 1.0}
 
 # Rows that train heads: what each changes in the recipe of the table.
 HEADS: dict[str, dict[str, Any]] = {
-    "head, distance, energy": {"distance": 1.0, "energy": 1.0},
+    "head, distance, energy": PARTS,
     "head alone": ALONE,
     "head, distance": {"distance": 1.0, "energy": 0.0},
     "head, energy": {"distance": 0.0, "energy": 1.0},
@@ -77,6 +79,32 @@ def outputs(config: Config, source: ImageSource) -> Arrays:
     return map_images(fn, replicate(mesh, variables), read, len(source), batch_size=batch_size, mesh=mesh)
 
 
+def outputs_once(seen: dict[str, Arrays], config: Config, source: ImageSource) -> Arrays:
+    """Return the outputs of a source, from `seen` where they are there; seeds that share a pool share its outputs."""
+    if source.fingerprint not in seen:
+        seen[source.fingerprint] = outputs(config, source)
+    return seen[source.fingerprint]
+
+
+def labelled_outputs(config: Config, seen: dict[str, Arrays], source: ImageSource) -> Arrays:
+    """Return the outputs of a labelled source, its labels [N], and how many of the features are of the last stage."""
+    return outputs_once(seen, config, source) | {"labels": source.labels, "last_stage": last_stage_size(config)}
+
+
+def every_labelled_output(config: Config, seen: dict[str, Arrays]) -> Arrays:
+    """Return the same of the original data, of which the labelled images are a few."""
+    return labelled_outputs(config, seen, open_source(config.data.full, config.data))
+
+
+def last_stage_size(config: Config) -> int:
+    """Return how many of the features, the last ones, are of the teacher's last stage."""
+    module, variables = load_classifier(config, config.teacher.model, weights_path(config))
+    size = config.data.image_size
+    image = jax.ShapeDtypeStruct((1, size, size, config.data.channels), jnp.float32)
+    _, features = jax.eval_shape(lambda x: module.apply(variables, x, train=False), image)
+    return features[-1].shape[-1]
+
+
 def run_heads(config: Config, options: dict[str, Any], labelled: Arrays, pool: Arrays, truth: np.ndarray) -> dict:
     """Train heads under changed options; return AUC, estimate of the class prior and seconds."""
     options = dict(options)
@@ -88,7 +116,7 @@ def run_heads(config: Config, options: dict[str, Any], labelled: Arrays, pool: A
         options["class_prior"] = str(truth.mean())
     scorer = dataclasses.replace(config.scorer, **options)
     started = time.perf_counter()
-    held_out = _fit(scorer, config, *inputs, labels=labelled["labels"])
+    _, held_out = _fit(scorer, config, *inputs, labels=labelled["labels"])
     seconds = time.perf_counter() - started
     estimate = class_prior_block(dataclasses.replace(config, scorer=ScorerConfig()), held_out)
     scores = held_out["pool"]
@@ -100,8 +128,9 @@ def _inputs(part: Arrays, rows: Any = slice(None)) -> Arrays:
     return {name: part[name][rows] for name in ("features", "energy")}
 
 
-def _fit(scorer: ScorerConfig, config: Config, positives: Any, pool: Any, *, labels: np.ndarray) -> Arrays:
-    _, positive_scores, pool_scores = fit_heads(
+def _fit(scorer: ScorerConfig, config: Config, positives: Any, pool: Any, *, labels: np.ndarray) -> tuple[Any, Arrays]:
+    """Return the heads' weights and the held-out scores of the positives and of the pool."""
+    weights, positive_scores, pool_scores = fit_heads(
         scorer,
         positives,
         pool,
@@ -111,14 +140,26 @@ def _fit(scorer: ScorerConfig, config: Config, positives: Any, pool: Any, *, lab
         mesh=make_mesh(),
         log=MetricsLog(Path(), enabled=False),
     )
-    return {"positive": positive_scores, "pool": pool_scores}
+    return weights, {"positive": positive_scores, "pool": pool_scores}
 
 
 def run_ceiling(config: Config, labelled: Arrays, pool: Arrays, truth: np.ndarray) -> dict:
     """Train the same head on the pool's truth; return the AUC of its held-out scores."""
     scorer = dataclasses.replace(config.scorer, **CEILING)
-    held_out = _fit(scorer, config, _inputs(pool, truth), _inputs(pool, ~truth), labels=np.zeros(truth.sum(), np.int32))
+    labels = np.zeros(truth.sum(), np.int32)
+    _, held_out = _fit(scorer, config, _inputs(pool, truth), _inputs(pool, ~truth), labels=labels)
     return {"auc": auc(held_out["positive"], held_out["pool"])}
+
+
+def run_true_negatives(config: Config, labelled: Arrays, pool: Arrays, truth: np.ndarray) -> dict:
+    """Train on the labelled images against the pool's true negatives alone; return the AUC of the whole pool.
+
+    No positive-unlabelled loss can do better with these labelled images than by knowing which of the pool to leave out.
+    """
+    scorer = dataclasses.replace(config.scorer, **PARTS)
+    weights, held_out = _fit(scorer, config, _inputs(labelled), _inputs(pool, ~truth), labels=labelled["labels"])
+    positive_scores = jax.jit(functools.partial(score, scorer))(weights, _inputs(pool, truth)).mean(0)
+    return {"auc": auc(np.asarray(positive_scores), held_out["pool"])}
 
 
 def run_labelled_from_pool(config: Config, labelled: Arrays, pool: Arrays, truth: np.ndarray) -> dict:
@@ -131,7 +172,8 @@ def run_labelled_from_pool(config: Config, labelled: Arrays, pool: Arrays, truth
     taken[rng.choice(np.flatnonzero(truth), len(labelled["labels"]), replace=False)] = True
     scorer = dataclasses.replace(config.scorer, **ALONE)
     labels = np.zeros(taken.sum(), np.int32)
-    scores = _fit(scorer, config, _inputs(pool, taken), _inputs(pool, ~taken), labels=labels)["pool"]
+    _, held_out = _fit(scorer, config, _inputs(pool, taken), _inputs(pool, ~taken), labels=labels)
+    scores = held_out["pool"]
     return {"auc": auc(scores[truth[~taken]], scores[~truth[~taken]])}
 
 
@@ -154,26 +196,32 @@ def untrained(config: Config, labelled: Arrays, pool: Arrays) -> dict[str, Calla
     }
 
 
-def rows_of(config: Config, labelled: Arrays, pool: Arrays, truth: np.ndarray) -> dict[str, Callable[[], dict]]:
-    """Return every row of a table by name."""
+def rows_of(
+    config: Config, labelled: Arrays, pool: Arrays, truth: np.ndarray, every_label: Callable[[], Arrays] | None = None
+) -> dict[str, Callable[[], dict]]:
+    """Return every row of a table by name; `every_label` gives what `labelled` holds, for all of the original data."""
     rows: dict[str, Callable[[], dict]] = {}
-    for name, score in untrained(config, labelled, pool).items():
-        rows[name] = lambda score=score: _timed_auc(score, truth)
+    for name, untrained_score in untrained(config, labelled, pool).items():
+        rows[name] = functools.partial(_timed_auc, untrained_score, truth)
     for name, options in HEADS.items():
         rows[name] = functools.partial(run_heads, config, options, labelled, pool, truth)
     for prior in PRIORS:
         options = {**ALONE, "loss": "balanced_nnpu", "class_prior": prior}
         rows[f"balanced nnPU, prior {prior}"] = functools.partial(run_heads, config, options, labelled, pool, truth)
-    rows["head alone, labelled from the pool"] = functools.partial(
-        run_labelled_from_pool, config, labelled, pool, truth
-    )
-    rows["ceiling"] = functools.partial(run_ceiling, config, labelled, pool, truth)
-    return rows
+    if every_label:
+        rows["every label (oracle)"] = lambda: run_heads(config, PARTS, every_label(), pool, truth)
+        rows["every label, true negatives (oracle)"] = lambda: run_true_negatives(config, every_label(), pool, truth)
+    oracles = {
+        "true negatives (oracle)": run_true_negatives,
+        "head alone, labelled from the pool": run_labelled_from_pool,
+        "ceiling": run_ceiling,
+    }
+    return rows | {name: functools.partial(run, config, labelled, pool, truth) for name, run in oracles.items()}
 
 
-def _timed_auc(score: Callable[[], np.ndarray], truth: np.ndarray) -> dict:
+def _timed_auc(make_scores: Callable[[], np.ndarray], truth: np.ndarray) -> dict:
     started = time.perf_counter()
-    scores = score()
+    scores = make_scores()
     return {"auc": auc(scores[truth], scores[~truth]), "seconds": time.perf_counter() - started}
 
 
@@ -198,13 +246,12 @@ def main() -> None:
         config = resolve(config)
         labelled_source = open_source(config.data.labelled, config.data)
         pool_source = open_source(config.data.pool, config.data, labelled=False)
-        labelled = outputs(config, labelled_source)
-        labelled |= {"labels": labelled_source.labels, "last_stage": last_stage_size(config)}
-        if pool_source.fingerprint not in seen:
-            seen = {pool_source.fingerprint: outputs(config, pool_source)}
+        labelled = labelled_outputs(config, seen, labelled_source)
+        pool = outputs_once(seen, config, pool_source)
         per_class = len(labelled_source) // config.data.num_classes
         common = {"table": args.table, **setting, "per_class": per_class, "seed": seed}
-        for row, run in rows_of(config, labelled, seen[pool_source.fingerprint], pool_source.truth).items():
+        every_label = functools.partial(every_labelled_output, config, seen) if config.data.full.kind else None
+        for row, run in rows_of(config, labelled, pool, pool_source.truth, every_label).items():
             key = {**common, "row": row}
             if (args.rows and row not in args.rows) or any(key.items() <= line.items() for line in done):
                 continue
@@ -213,15 +260,6 @@ def main() -> None:
             with args.out.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             print(f"{common} {row}: AUC {line['auc']:.4f}", flush=True)
-
-
-def last_stage_size(config: Config) -> int:
-    """Return how many of the features, the last ones, are of the teacher's last stage."""
-    module, variables = load_classifier(config, config.teacher.model, weights_path(config))
-    size = config.data.image_size
-    image = jax.ShapeDtypeStruct((1, size, size, config.data.channels), jnp.float32)
-    _, features = jax.eval_shape(lambda x: module.apply(variables, x, train=False), image)
-    return features[-1].shape[-1]
 
 
 if __name__ == "__main__":

@@ -123,9 +123,13 @@ def test_every_score_is_ranked_against_the_same_truth():
     labelled |= {"energy": labelled["features"].sum(1), "labels": np.arange(40, dtype=np.int32) % 2}
     config = Config(scorer=ScorerConfig(num_steps=100, learning_rate=0.05, batch_size=64, positives_per_batch=16))
     config.data.num_classes = 2
-    rows = scorers.rows_of(config, labelled, pool, truth)
+    more = {"features": (rng.normal(size=(300, 12)) + 1.2).astype(np.float32)}
+    more |= {"energy": more["features"].sum(1), "labels": np.arange(300, dtype=np.int32) % 2}
+    rows = scorers.rows_of(config, labelled, pool, truth, lambda: more)
     aucs = {row: rows[row]()["auc"] for row in ("teacher confidence", "five nearest labelled", "distance alone")}
     aucs |= {row: rows[row]()["auc"] for row in ("head, distance, energy", "head alone, last stage", "ceiling")}
+    oracles = "true negatives (oracle)", "every label (oracle)", "every label, true negatives (oracle)"
+    aucs |= {row: rows[row]()["auc"] for row in oracles}
     aucs["labelled from the pool"] = rows["head alone, labelled from the pool"]()["auc"]
     assert 0.4 < aucs.pop("teacher confidence") < 0.6
     assert aucs["head alone, last stage"] < aucs["head, distance, energy"]
