@@ -6,6 +6,7 @@
     python -m benchmarks.ablation --table fashion --data raw    # Fashion-MNIST, 100 a class, the same pool of letters
     python -m benchmarks.ablation --table cifar10 --data raw    # raw: see benchmarks/pack_cifar10.py
     python -m benchmarks.ablation --table cifar10 --data raw --networks paper    # see NETWORKS
+    python -m benchmarks.ablation --table cifar10 --data raw --changes           # see CHANGES
 
 Every student of a table has the same network, recipe and number of updates, and the mined ones and their baselines
 the same budget; accuracy is that of the last step, on test images that no choice of the run has seen. Results are
@@ -110,7 +111,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 def set_options(config: Config, options: dict[str, Any]) -> Config:
-    """Return a copy of the config with "a.b" options set."""
+    """Return a copy of the config with "a.b" options set; one that does not exist is an AttributeError."""
     config = dataclasses.replace(config)
     for path, value in options.items():
         *groups, leaf = path.split(".")
@@ -118,6 +119,7 @@ def set_options(config: Config, options: dict[str, Any]) -> Config:
         for group in groups:
             setattr(owner, group, dataclasses.replace(getattr(owner, group)))
             owner = getattr(owner, group)
+        getattr(owner, leaf)
         setattr(owner, leaf, value)
     return config
 
@@ -310,10 +312,11 @@ def jobs(args: argparse.Namespace) -> list[Job]:
         options = {"per_class": args.per_class, "steps": args.steps, "networks": args.networks}
         setting = {"per_class": args.per_class, "student_steps": args.steps, "networks": args.networks}
     released_scorer = RELEASED_SCORER | RELEASED_CUT[args.table]
-    rows = {"pujax": {}, "released": released_scorer | RELEASED_DISTILLATION | {"baselines": ()}}
     if args.changes:
-        rows["released scorer"] = released_scorer | {"baselines": ()}
-        rows |= {row: changes | {"baselines": ()} for row, changes in CHANGES.items()}
+        rows = {"pujax": {}, "released scorer": released_scorer, **CHANGES}
+        rows = {row: changes | {"baselines": ()} for row, changes in rows.items()}
+    else:
+        rows = {"pujax": {}, "released": released_scorer | RELEASED_DISTILLATION | {"baselines": ()}}
 
     def make(seed: int, changes: dict[str, Any]) -> Config:
         config = table_config(args.table, seed, args.data, args.workdir, **options)
@@ -350,23 +353,24 @@ def main() -> None:
     parser.add_argument("--per_class", type=int, default=100, help="cifar10: labelled images a class")
     parser.add_argument("--steps", type=int, default=3000, help="cifar10: updates of every student")
     parser.add_argument("--networks", choices=tuple(NETWORKS), default="cpu", help="cifar10: teacher and student")
-    parser.add_argument("--changes", action="store_true", help="also the rows that change one thing each")
-    parser.add_argument("--rows", nargs="*", help="only these of pujax, released and the changes")
+    parser.add_argument("--changes", action="store_true",
+                        help="instead, pujax and the rows that change one thing each, without baselines")  # fmt: skip
+    parser.add_argument("--rows", nargs="*", help="only these of the table")
     parser.add_argument("--baselines", nargs="*", help="instead of the table's own")
     parser.add_argument("--others", action=argparse.BooleanOptionalAction, default=True,
                         help="nearest neighbours, and other methods as published")  # fmt: skip
     parser.add_argument("--workdir", type=Path, default=Path("runs/ablation"))
-    parser.add_argument("--out", type=Path, help="default: benchmarks/results/<table>.jsonl")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results/<table>[_changes].jsonl")
     args = parser.parse_args()
     configure_backend()
-    out = args.out or RESULTS / f"{args.table}.jsonl"
+    out = args.out or RESULTS / f"{args.table}{'_changes' if args.changes else ''}.jsonl"
     done = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
     for job in jobs(args):
         key = {"row": job.row, "seed": job.seed, **job.setting}
         if any(key.items() <= line.items() for line in done):
             continue
         print(f"== {args.table} {job.name}", flush=True)
-        extra_rows = args.others and job.row == "pujax" and "distill" in job.stages
+        extra_rows = args.others and not args.changes and job.row == "pujax" and "distill" in job.stages
         lines = run_job(job, args.table, args.workdir / f"{args.table}-{job.name}", extra_rows)
         with out.open("a") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)

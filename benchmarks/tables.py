@@ -91,7 +91,7 @@ def scorers_table(lines: list[dict]) -> str:
     aucs: dict[tuple, list[float]] = collections.defaultdict(list)
     for line in lines:
         aucs[line["row"], _pool_of(line)].append(line["auc"])
-    for row in rows_of(lines):
+    for row in sorted(rows_of(lines), key=lambda row: row == "ceiling"):
         cells = []
         for pool in pools:
             values, ceiling = aucs[row, pool], aucs["ceiling", pool]
@@ -183,6 +183,7 @@ def fill(text: str) -> str:
         "cifar10_50": accuracy_table(cifar10_lines(50, 2000)),
         "cifar10_20": accuracy_table(cifar10_lines(20, 2000)),
         "quickstart_changes": accuracy_table(read("quickstart_changes")),
+        "cifar10_changes": accuracy_table(read("cifar10_changes")),
         "cached_logits": accuracy_table(read("cached_logits")),
         "digits": accuracy_table(read("digits")),
         "fashion": accuracy_table(read("fashion")),

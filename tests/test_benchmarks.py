@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks import ablation, nearest_neighbour, scorers, speed_tables, tables, throughput
 from configs import quickstart
-from pujax.config import Config, ScorerConfig
+from pujax.config import Config, ScorerConfig, resolve
 
 ROOT = Path(__file__).parent.parent
 
@@ -84,6 +84,20 @@ def test_a_draw_holds_what_it_says(tmp_path):
     assert (pool["images"].max((1, 2)) < 100).tolist() == pool["truth"].tolist()
     known = {image.tobytes() for image in labelled["images"]}
     assert not any(image.tobytes() in known for image in pool["images"])
+
+
+def test_a_table_of_changes_holds_the_default_and_each_change_without_baselines(tmp_path):
+    common = {"table": "quickstart", "rows": None, "baselines": None, "seeds": 2, "first_seed": 1}
+    args = argparse.Namespace(**common, data=tmp_path, workdir=tmp_path, changes=True)
+    jobs = ablation.jobs(args)
+    assert [job.row for job in jobs] == 2 * ["pujax", "released scorer", *ablation.CHANGES]
+    configs = {(job.row, job.seed): resolve(job.make_config()) for job in jobs}
+    assert all(config.baselines == () for config in configs.values())
+    assert configs["loss VPU", 2].scorer.loss == "vpu" and configs["loss VPU", 2].seed == 2
+    assert configs["released scorer", 1].distill == configs["pujax", 1].distill
+    assert configs["released distillation", 1].scorer == configs["pujax", 1].scorer
+    with pytest.raises(AttributeError, match="no_such"):
+        ablation.set_options(configs["pujax", 1], {"scorer.no_such": 1})
 
 
 def test_nearest_neighbours_are_the_five_nearest():
