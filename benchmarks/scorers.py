@@ -38,15 +38,18 @@ from pujax.teacher import load_classifier, weights_path
 
 Arrays = dict[str, np.ndarray]
 
-ALONE = {"distance": 0.0, "energy": 0.0}  # the head without the parts beside it
-PARTS = {"distance": 1.0, "energy": 1.0}
+ALONE = {"distance": 0.0, "energy": 0.0, "reliable_negatives": 0.0}  # the head without the parts beside it
+PARTS = {"distance": 2.0, "energy": 1.0, "reliable_negatives": 0.0}
+TWICE = {"reliable_negatives": 0.5}  # trained a second time, against the lowest-scored half of the pool
 
 # Rows that train heads: what each changes in the recipe of the table.
 HEADS: dict[str, dict[str, Any]] = {
+    "head trained twice, distance, energy": PARTS | TWICE,
     "head, distance, energy": PARTS,
     "head alone": ALONE,
-    "head, distance": {"distance": 1.0, "energy": 0.0},
-    "head, energy": {"distance": 0.0, "energy": 1.0},
+    "head alone, trained twice": ALONE | TWICE,
+    "head, distance": {**PARTS, "energy": 0.0},
+    "head, energy": {**PARTS, "distance": 0.0},
     "head alone, linear": {**ALONE, "hidden": 0},
     "head alone, attention gate": {**ALONE, "gate": True},
     "head alone, last stage": {**ALONE, "last_stage": True},
@@ -87,8 +90,8 @@ def outputs_once(seen: dict[str, Arrays], config: Config, source: ImageSource) -
 
 
 def labelled_outputs(config: Config, seen: dict[str, Arrays], source: ImageSource) -> Arrays:
-    """Return the outputs of a labelled source, its labels [N], and how many of the features are of the last stage."""
-    return outputs_once(seen, config, source) | {"labels": source.labels, "last_stage": last_stage_size(config)}
+    """Return the outputs of a labelled source, its labels [N], and which of the features are of the last stage."""
+    return outputs_once(seen, config, source) | {"labels": source.labels, "last_stage": last_stage_columns(config)}
 
 
 def every_labelled_output(config: Config, seen: dict[str, Arrays]) -> Arrays:
@@ -96,13 +99,15 @@ def every_labelled_output(config: Config, seen: dict[str, Arrays]) -> Arrays:
     return labelled_outputs(config, seen, open_source(config.data.full, config.data))
 
 
-def last_stage_size(config: Config) -> int:
-    """Return how many of the features, the last ones, are of the teacher's last stage."""
+def last_stage_columns(config: Config) -> np.ndarray:
+    """Return which of the features are of the teacher's last stage, whichever way the image is turned."""
     module, variables = load_classifier(config, config.teacher.model, weights_path(config))
     size = config.data.image_size
     image = jax.ShapeDtypeStruct((1, size, size, config.data.channels), jnp.float32)
     _, features = jax.eval_shape(lambda x: module.apply(variables, x, train=False), image)
-    return features[-1].shape[-1]
+    sizes = [feature.shape[-1] for feature in features]
+    columns = np.arange(sum(sizes[:-1]), sum(sizes))
+    return np.concatenate([columns, sum(sizes) + columns]) if config.scorer.quarter_turn else columns
 
 
 def run_heads(config: Config, options: dict[str, Any], labelled: Arrays, pool: Arrays, truth: np.ndarray) -> dict:
@@ -110,8 +115,7 @@ def run_heads(config: Config, options: dict[str, Any], labelled: Arrays, pool: A
     options = dict(options)
     inputs = [_inputs(labelled), _inputs(pool)]
     if options.pop("last_stage", False):
-        size = labelled["last_stage"]
-        inputs = [part | {"features": part["features"][:, -size:]} for part in inputs]
+        inputs = [part | {"features": part["features"][:, labelled["last_stage"]]} for part in inputs]
     if options.get("class_prior") == "true":
         options["class_prior"] = str(truth.mean())
     scorer = dataclasses.replace(config.scorer, **options)

@@ -36,8 +36,10 @@ def get_config() -> Config:
             learning_rate=0.05,
             weight_decay=0.02,
             hidden=64,
-            distance=1.0,
+            distance=2.0,
             energy=1.0,
+            reliable_negatives=0.5,
+            quarter_turn=True,
             flip=True,
         ),
         # Photographs of other cameras and sizes than CIFAR's: the estimate of the class prior does not hold across the

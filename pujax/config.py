@@ -88,9 +88,11 @@ class ScorerConfig(TrainingConfig):
     folds: int = 5  # frozen: heads trained crosswise, so that every score used for choosing is held out
     gate: bool = False  # squeeze-and-excitation gate over the features
     hidden: int = 0  # width of the head's hidden layer; 0 is linear, as released
+    quarter_turn: bool = False  # frozen: also see the features of the image turned by 90 degrees; doubles the passes
     feature_noise: float = 0.1  # frozen: standard deviation of noise on the standardised features
     distance: float = 0.0  # frozen: weight of the relative Mahalanobis distance beside the head's logit
     energy: float = 0.0  # frozen: weight of the log-sum-exp of the teacher's logits beside the head's logit
+    reliable_negatives: float = 0.0  # frozen: share of the pool, lowest-scored, to train against again; 0 trains once
     holdout: float = 0.2  # finetune: share of the positives kept out of training
 
 
@@ -290,7 +292,7 @@ def _check_leaf(name: str, value: Any) -> None:
             raise ValueError(f"{name} is {number}; it must be greater than 0")
         if leaf in _NOT_NEGATIVE and number < 0:
             raise ValueError(f"{name} is {number}; it must not be negative")
-        shares = ("momentum", "holdout", "max_unreadable", "milestones", "noise_adaptation")
+        shares = ("momentum", "holdout", "max_unreadable", "milestones", "noise_adaptation", "reliable_negatives")
         if leaf in shares and not 0 <= number < 1:
             raise ValueError(f"{name} is {number}; it must be at least 0 and less than 1")
 

@@ -7,6 +7,10 @@ An image's score is the logit of the head. Where the pool overlaps the classes i
 that need no training see what the head does not: `distance`, the relative Mahalanobis distance to the labelled
 classes, and `energy`, the log-sum-exp of the teacher's logits, large where the teacher finds any class. With either of
 them, the parts are each brought to mean 0 and variance 1 over the pool and added with their weights.
+
+With `reliable_negatives` the heads are trained a second time, against the lowest-scored share of the pool alone: what
+they then have to tell from the labelled images holds few positives. Reference: Liu et al., "Building text classifiers
+using positive and unlabeled examples", ICDM 2003.
 """
 
 import functools
@@ -108,45 +112,52 @@ def fit_heads(
         (weights, held-out scores of the positives [P], of the pool sample [U]).
 
     Raises:
-        ValueError: fewer positives or pool images than folds.
+        ValueError: fewer positives or pool images than folds, or too few reliable negatives.
         FloatingPointError: the loss is not finite.
     """
-    init_rng, rng = jax.random.fold_in(rng, 0), jax.random.fold_in(rng, 1)
     raw = [positives["features"], pool["features"]]
     if min(map(len, raw)) < config.folds:
         raise ValueError(
             f"{len(raw[0])} labelled and {len(raw[1])} pool images are too few for scorer.folds={config.folds}"
         )
     folds = [np.random.default_rng((0, len(x))).permutation(len(x)) % config.folds for x in raw]
-    weights = init_heads(config, init_rng, size=raw[1].shape[1], num_classes=num_classes)
+    weights = init_heads(config, jax.random.fold_in(rng, 0), size=raw[1].shape[1], num_classes=num_classes)
     weights |= {"mean": raw[1].mean(0), "std": raw[1].std(0) + 1e-6}
-    data = {
-        "features": [(x - weights["mean"]) / weights["std"] for x in raw],
-        "rows": [_rows_outside_folds(fold, config.folds) for fold in folds],
-    }
-    prior = given_class_prior(config) or ROUGH_PRIOR
-    train_heads = jax.jit(functools.partial(_scan_heads, config, mesh))
-    heads, losses = train_heads(replicate(mesh, weights["heads"]), replicate(mesh, data), rng, prior)
-    _check_and_log(jax.device_get(losses), log)
-    weights |= {"heads": jax.device_get(heads)}
     if config.distance:
         outside = [np.flatnonzero(folds[0] != k) for k in range(config.folds)]
         weights["gaussians"] = _fit_distances(raw[0], labels, outside, raw[1], num_classes)
-    if "part_mean" in weights:
-        parts = jax.jit(functools.partial(_parts, config))(weights, pool)
-        weights |= {"part_mean": np.mean(parts, axis=-1), "part_std": np.std(parts, axis=-1) + 1e-6}
-    scorer = jax.jit(functools.partial(score, config))
-    held_out = [
-        np.asarray(scorer(weights, inputs))[fold, np.arange(len(fold))]
-        for inputs, fold in zip((positives, pool), folds)
-    ]
+    fresh_heads = replicate(mesh, weights["heads"])
+    features = replicate(mesh, [(x - weights["mean"]) / weights["std"] for x in raw])
+    train_heads = jax.jit(functools.partial(_scan_heads, config, mesh))
+    parts_of, score_of = (jax.jit(functools.partial(fn, config)) for fn in (_parts, score))
+    prior = given_class_prior(config) or ROUGH_PRIOR
+
+    def train(kept_pool: np.ndarray, turn: int) -> tuple[np.ndarray, np.ndarray]:
+        """Put trained heads into `weights`; return the held-out scores."""
+        kept = np.ones(len(raw[0]), bool), kept_pool
+        rows = [_rows_outside_folds(fold, rows, config.folds) for fold, rows in zip(folds, kept)]
+        data = {"features": features, "rows": replicate(mesh, rows)}
+        heads, losses = train_heads(fresh_heads, data, jax.random.fold_in(rng, 1 + turn), prior)
+        _check_and_log(jax.device_get(losses), log, first_step=turn * config.num_steps)
+        weights["heads"] = jax.device_get(heads)
+        if "part_mean" in weights:
+            parts = parts_of(weights, pool)
+            weights["part_mean"], weights["part_std"] = np.mean(parts, axis=-1), np.std(parts, axis=-1) + 1e-6
+        all_scores = [np.asarray(score_of(weights, inputs)) for inputs in (positives, pool)]
+        return tuple(scores[fold, np.arange(len(fold))] for scores, fold in zip(all_scores, folds))
+
+    held_out = train(np.ones(len(raw[1]), bool), turn=0)
+    if config.reliable_negatives:
+        held_out = train(held_out[1] <= np.quantile(held_out[1], config.reliable_negatives), turn=1)
     return weights, *held_out
 
 
-def _rows_outside_folds(fold: np.ndarray, num_folds: int) -> np.ndarray:
-    """Return int32 [num_folds, n]: for each fold the rows not in it, cut to a common length."""
-    rows = [np.flatnonzero(fold != k) for k in range(num_folds)]
+def _rows_outside_folds(fold: np.ndarray, kept: np.ndarray, num_folds: int) -> np.ndarray:
+    """Return int32 [num_folds, n]: for each fold those of the kept rows not in it, cut to a common length."""
+    rows = [np.flatnonzero((fold != k) & kept) for k in range(num_folds)]
     shortest = min(map(len, rows))
+    if shortest == 0:
+        raise ValueError(f"{kept.sum()} images are too few for {num_folds} folds; raise scorer.reliable_negatives")
     return np.stack([r[:shortest] for r in rows]).astype(np.int32)
 
 
@@ -195,12 +206,12 @@ def apply_loss(config: ScorerConfig, pu_logits: jax.Array, labelled: jax.Array, 
     )
 
 
-def _check_and_log(losses: np.ndarray, log: MetricsLog) -> None:
+def _check_and_log(losses: np.ndarray, log: MetricsLog, *, first_step: int) -> None:
     if not np.isfinite(losses).all():
-        step = int(np.flatnonzero(~np.isfinite(losses))[0]) + 1
+        step = first_step + int(np.flatnonzero(~np.isfinite(losses))[0]) + 1
         raise FloatingPointError(f"scorer: the loss is not finite at step {step}; lower scorer.learning_rate")
     for step in range(0, len(losses), 100):
-        log.write(step, {"scorer/loss": float(losses[step : step + 100].mean())})
+        log.write(first_step + step, {"scorer/loss": float(losses[step : step + 100].mean())})
 
 
 def _fit_distances(

@@ -130,8 +130,8 @@ def _init_weights(config: Config, module: nn.Module, variables: Any, rng: jax.Ar
     """Return the scorer's weights at step 0, for the shapes of its file."""
     if config.scorer.mode == "finetune":
         return _init_finetuned(config, module, variables, rng)
-    _, features = module.apply(variables, jnp.zeros((1, *image_shape(config))), train=False)
-    size = sum(feature.shape[-1] for feature in features)
+    _, inputs = frozen_inputs(config, module, variables, jnp.zeros((1, *image_shape(config))))
+    size = inputs["features"].shape[-1]
     return init_heads(config.scorer, rng, size=size, num_classes=config.data.num_classes)
 
 
@@ -141,15 +141,23 @@ def _init_weights(config: Config, module: nn.Module, variables: Any, rng: jax.Ar
 def frozen_inputs(config: Config, module: nn.Module, variables: Any, images: jax.Array) -> tuple[jax.Array, Inputs]:
     """Return the teacher's logits [B, K] and what the heads see of normalised images [B, H, W, C].
 
-    With `scorer.flip` features and energy are of the mean of the image's and its mirror image's outputs.
+    With `scorer.flip` features and energy are of the mean of the image's and its mirror image's outputs. With
+    `scorer.quarter_turn` the features of the image turned by 90 degrees follow those of the image: things that stand
+    upright lose theirs, textures do not.
     """
-    logits, features = module.apply(variables, images, train=False)
-    joined, both = jnp.concatenate(features, axis=-1), logits
-    if config.scorer.flip:
+
+    def outputs(images: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        logits, features = module.apply(variables, images, train=False)
+        joined = jnp.concatenate(features, axis=-1)
+        if not config.scorer.flip:
+            return logits, logits, joined
         mirrored_logits, mirrored = module.apply(variables, images[:, :, ::-1], train=False)
-        joined = (joined + jnp.concatenate(mirrored, axis=-1)) / 2
-        both = (logits + mirrored_logits) / 2
-    return logits, {"features": joined, "energy": jax.nn.logsumexp(both, axis=-1)}
+        return logits, (logits + mirrored_logits) / 2, (joined + jnp.concatenate(mirrored, axis=-1)) / 2
+
+    logits, both, features = outputs(images)
+    if config.scorer.quarter_turn:
+        features = jnp.concatenate([features, outputs(jnp.rot90(images, axes=(1, 2)))[2]], axis=-1)
+    return logits, {"features": features, "energy": jax.nn.logsumexp(both, axis=-1)}
 
 
 def _train_frozen(

@@ -133,7 +133,7 @@ def test_every_score_is_ranked_against_the_same_truth():
     truth = rng.random(600) < 0.2
     features = (rng.normal(size=(600, 12)) + 1.2 * truth[:, None]).astype(np.float32)
     pool = {"features": features, "energy": features.sum(1), "confidence": rng.random(600)}
-    labelled = {"features": (rng.normal(size=(40, 12)) + 1.2).astype(np.float32), "last_stage": 6}
+    labelled = {"features": (rng.normal(size=(40, 12)) + 1.2).astype(np.float32), "last_stage": np.arange(6, 12)}
     labelled |= {"energy": labelled["features"].sum(1), "labels": np.arange(40, dtype=np.int32) % 2}
     config = Config(scorer=ScorerConfig(num_steps=100, learning_rate=0.05, batch_size=64, positives_per_batch=16))
     config.data.num_classes = 2

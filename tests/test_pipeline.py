@@ -260,6 +260,7 @@ def test_every_distillation_form_runs(tmp_path, robust):
     def change(config):
         config.distill.robust, config.distill.class_weights = robust, "inverse_frequency"
         config.distill.label_weight, config.scorer.distance, config.scorer.energy = 0.5, 1.0, 1.0
+        config.scorer.flip, config.scorer.quarter_turn, config.scorer.reliable_negatives = True, True, 0.5
         config.distill.noise_adaptation, config.distill.labelled_per_batch = 0.9, 96
         config.scorer.class_prior = "0.05"
 

@@ -86,11 +86,46 @@ def test_the_score_is_the_weighted_sum_of_parts_standardised_over_the_pool():
         np.testing.assert_allclose(scores[k], expected, atol=2e-4)
 
 
+def test_a_second_training_leaves_the_likely_positives_out():
+    positives, pool, truth = problem(rate=0.4)
+    mesh, logits = make_mesh(jax.devices()[:1]), []
+    for share in (0.0, 0.5):
+        _, positive_logits, pool_logits = fit(
+            dataclasses.replace(CONFIG, reliable_negatives=share), positives, pool, mesh
+        )
+        assert 0.35 < auc(positive_logits, pool_logits[truth]) < 0.65  # still held out
+        logits.append(np.median(positive_logits))
+    # Against the whole pool no density ratio is above 1 / 0.4; against its negatives there is no such bound.
+    assert logits[0] < np.log(1 / 0.4) + 0.2 and logits[1] > 2
+    with pytest.raises(ValueError, match="reliable_negatives"):
+        fit(dataclasses.replace(CONFIG, reliable_negatives=1e-9), positives, pool, mesh)
+
+
+def test_a_quarter_turn_puts_the_features_of_the_turned_image_behind_those_of_the_image():
+    images = np.random.default_rng(0).normal(size=(2, 32, 32, 1)).astype(np.float32)
+    model = create_classifier("lenet5", 10)
+    variables = model.init(jax.random.key(0), images, train=False)
+
+    def outputs(*views):
+        logits, features = zip(*(model.apply(variables, view, train=False) for view in views))
+        return np.mean(logits, 0), np.mean([np.concatenate(parts, -1) for parts in features], 0)
+
+    config = Config(scorer=ScorerConfig(flip=True, quarter_turn=True))
+    logits, inputs = scorer.frozen_inputs(config, model, variables, images)
+    turned = np.rot90(images, axes=(1, 2))
+    upright_logits, upright = outputs(images, images[:, :, ::-1])
+    expected = np.concatenate([upright, outputs(turned, turned[:, :, ::-1])[1]], -1)
+    np.testing.assert_allclose(inputs["features"], expected, atol=1e-5)
+    np.testing.assert_allclose(inputs["energy"], np.log(np.exp(upright_logits).sum(-1)), atol=1e-5)
+    np.testing.assert_allclose(logits, outputs(images)[0], atol=1e-5)  # the class is that of the image as it is
+
+
 def test_one_device_equals_eight(meshes):
     positives, pool, _ = problem()
     config = dataclasses.replace(
-        CONFIG, num_steps=10, gate=True, hidden=8, loss="nnpu", class_prior="0.1", distance=1.0, energy=0.5
-    )
+        CONFIG, num_steps=10, gate=True, hidden=8, loss="nnpu", class_prior="0.1", distance=1.0, energy=0.5,
+        reliable_negatives=0.6,
+    )  # fmt: skip
     one, eight = (fit(config, positives, pool, mesh) for mesh in meshes)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight)):
         np.testing.assert_allclose(a, b, atol=1e-5)
