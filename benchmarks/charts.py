@@ -8,7 +8,9 @@ Group = tuple[str, list[tuple[str, float, str]]]  # label of the group; name, va
 
 def bar_chart(title: str, groups: list[Group]) -> str:
     """Return SVG: horizontal bars, each group to a scale of its own."""
-    row, left, width = 18, 190, 720
+    longest = max(len(name) for _, bars in groups for name, *_ in bars)
+    row, left = 18, max(190, 16 + 6 * longest)  # a letter is six pixels wide, more or less
+    width = left + 530
     out, y = [f'<text x="0" y="16" font-size="15">{html.escape(title)}</text>'], 40
     for label, bars in groups:
         out.append(f'<text x="0" y="{y}" font-weight="bold">{html.escape(label)}</text>')
