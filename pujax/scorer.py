@@ -142,22 +142,21 @@ def frozen_inputs(config: Config, module: nn.Module, variables: Any, images: jax
     """Return the teacher's logits [B, K] and what the heads see of normalised images [B, H, W, C].
 
     With `scorer.flip` features and energy are of the mean of the image's and its mirror image's outputs. With
-    `scorer.quarter_turn` the features of the image turned by 90 degrees follow those of the image: things that stand
-    upright lose theirs, textures do not.
+    `scorer.quarter_turn` the features of these images turned by 90 degrees follow: things that stand upright lose
+    theirs, textures do not.
     """
+    sides = [images, images[:, :, ::-1]] if config.scorer.flip else [images]
 
-    def outputs(images: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        logits, features = module.apply(variables, images, train=False)
-        joined = jnp.concatenate(features, axis=-1)
-        if not config.scorer.flip:
-            return logits, logits, joined
-        mirrored_logits, mirrored = module.apply(variables, images[:, :, ::-1], train=False)
-        return logits, (logits + mirrored_logits) / 2, (joined + jnp.concatenate(mirrored, axis=-1)) / 2
+    def outputs(views: list[jax.Array]) -> tuple[list[jax.Array], jax.Array]:
+        """Return the logits of every view and the features, their mean over the views."""
+        logits, features = zip(*(module.apply(variables, view, train=False) for view in views))
+        return logits, sum(jnp.concatenate(scales, axis=-1) for scales in features) / len(views)
 
-    logits, both, features = outputs(images)
+    logits, features = outputs(sides)
     if config.scorer.quarter_turn:
-        features = jnp.concatenate([features, outputs(jnp.rot90(images, axes=(1, 2)))[2]], axis=-1)
-    return logits, {"features": features, "energy": jax.nn.logsumexp(both, axis=-1)}
+        _, turned = outputs([jnp.rot90(side, axes=(1, 2)) for side in sides])
+        features = jnp.concatenate([features, turned], axis=-1)
+    return logits[0], {"features": features, "energy": jax.nn.logsumexp(sum(logits) / len(sides), axis=-1)}
 
 
 def _train_frozen(

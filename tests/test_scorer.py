@@ -112,9 +112,9 @@ def test_a_quarter_turn_puts_the_features_of_the_turned_image_behind_those_of_th
 
     config = Config(scorer=ScorerConfig(flip=True, quarter_turn=True))
     logits, inputs = scorer.frozen_inputs(config, model, variables, images)
-    turned = np.rot90(images, axes=(1, 2))
-    upright_logits, upright = outputs(images, images[:, :, ::-1])
-    expected = np.concatenate([upright, outputs(turned, turned[:, :, ::-1])[1]], -1)
+    sides = images, images[:, :, ::-1]
+    upright_logits, upright = outputs(*sides)
+    expected = np.concatenate([upright, outputs(*(np.rot90(side, axes=(1, 2)) for side in sides))[1]], -1)
     np.testing.assert_allclose(inputs["features"], expected, atol=1e-5)
     np.testing.assert_allclose(inputs["energy"], np.log(np.exp(upright_logits).sum(-1)), atol=1e-5)
     np.testing.assert_allclose(logits, outputs(images)[0], atol=1e-5)  # the class is that of the image as it is
