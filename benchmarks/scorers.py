@@ -188,8 +188,8 @@ def untrained(config: Config, labelled: Arrays, pool: Arrays) -> dict[str, Calla
 
     def distance() -> np.ndarray:
         spread = {"pool_mean": mean, "pool_covariance": np.cov(features, rowvar=False)}
-        classes = config.data.num_classes
-        gaussians = fit_gaussians(labelled["features"], labelled["labels"], num_classes=classes, **spread)
+        options = {"num_classes": config.data.num_classes, "shrinkage": config.scorer.distance_shrinkage}
+        gaussians = fit_gaussians(labelled["features"], labelled["labels"], **options, **spread)
         return np.asarray(jax.jit(relative_distance)(gaussians, features))
 
     return {

@@ -37,6 +37,7 @@ def get_config() -> Config:
             weight_decay=0.02,
             hidden=64,
             distance=2.0,
+            distance_shrinkage=0.2,
             energy=1.0,
             reliable_negatives=0.5,
             quarter_turn=True,

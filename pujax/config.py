@@ -91,6 +91,7 @@ class ScorerConfig(TrainingConfig):
     quarter_turn: bool = False  # frozen: also see the features of the image turned by 90 degrees; doubles the passes
     feature_noise: float = 0.1  # frozen: standard deviation of noise on the standardised features
     distance: float = 0.0  # frozen: weight of the relative Mahalanobis distance beside the head's logit
+    distance_shrinkage: float = 0.5  # share of the pool's covariance in the classes' own; less where many are labelled
     energy: float = 0.0  # frozen: weight of the log-sum-exp of the teacher's logits beside the head's logit
     reliable_negatives: float = 0.0  # frozen: share of the pool, lowest-scored, to train against again; 0 trains once
     holdout: float = 0.2  # finetune: share of the positives kept out of training
@@ -172,6 +173,15 @@ _POSITIVE = [
     "std",
     "learning_rate",
     "device_data_mb",
+]
+_SHARES = [
+    "momentum",
+    "holdout",
+    "max_unreadable",
+    "milestones",
+    "noise_adaptation",
+    "reliable_negatives",
+    "distance_shrinkage",
 ]
 _NOT_NEGATIVE = [
     "weight_decay",
@@ -292,8 +302,7 @@ def _check_leaf(name: str, value: Any) -> None:
             raise ValueError(f"{name} is {number}; it must be greater than 0")
         if leaf in _NOT_NEGATIVE and number < 0:
             raise ValueError(f"{name} is {number}; it must not be negative")
-        shares = ("momentum", "holdout", "max_unreadable", "milestones", "noise_adaptation", "reliable_negatives")
-        if leaf in shares and not 0 <= number < 1:
+        if leaf in _SHARES and not 0 <= number < 1:
             raise ValueError(f"{name} is {number}; it must be at least 0 and less than 1")
 
 

@@ -20,7 +20,7 @@ def fit_gaussians(
     num_classes: int,
     pool_mean: np.ndarray,
     pool_covariance: np.ndarray,
-    shrinkage: float = 0.2,
+    shrinkage: float,
 ) -> Gaussians:
     """Return the class Gaussians beside the pool's.
 

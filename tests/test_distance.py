@@ -32,6 +32,6 @@ def test_values():
 
 def test_a_class_without_images_changes_nothing():
     positives, labels, pool, spread = problem()
-    four, six = (fit_gaussians(positives, labels, num_classes=k, **spread) for k in (4, 6))
+    four, six = (fit_gaussians(positives, labels, num_classes=k, shrinkage=0.5, **spread) for k in (4, 6))
     assert six["class_means"].shape == (6, 6)
     np.testing.assert_allclose(relative_distance(four, pool), relative_distance(six, pool), rtol=1e-5)
