@@ -99,7 +99,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "new views, teacher in each step": {"distill.cached_views": 0},
     "one cached view": {"distill.cached_views": 1},
     "four cached views": {"distill.cached_views": 4},
-    "distance and energy beside the head": {"scorer.distance": 2.0, "scorer.energy": 1.0},
+    "distance and energy beside the head": {"scorer.distance": 1.0, "scorer.energy": 1.0},
     "head trained twice": {"scorer.reliable_negatives": 0.5},
     "head trained once": {"scorer.reliable_negatives": 0.0},
     "no quarter turn": {"scorer.quarter_turn": False},
