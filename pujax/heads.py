@@ -61,7 +61,11 @@ def init_heads(config: ScorerConfig, rng: jax.Array, *, size: int, num_classes: 
 
 def score(config: ScorerConfig, weights: Any, inputs: Inputs) -> jax.Array:
     """Return the score [folds, B] of every fold: see the module's docstring."""
-    parts = _parts(config, weights, inputs)
+    return _add(config, weights, _parts(config, weights, inputs))
+
+
+def _add(config: ScorerConfig, weights: Any, parts: jax.Array) -> jax.Array:
+    """Return the score [folds, B] of its parts [parts, folds, B]."""
     if len(parts) == 1:
         return parts[0]
     standardised = (parts - weights["part_mean"][..., None]) / weights["part_std"][..., None]
@@ -131,22 +135,21 @@ def fit_heads(
     fresh_heads = replicate(mesh, weights["heads"])
     features = replicate(mesh, [(x - weights["mean"]) / weights["std"] for x in raw])
     train_heads = jax.jit(functools.partial(_scan_heads, config, mesh))
-    parts_of, score_of = (jax.jit(functools.partial(fn, config)) for fn in (_parts, score))
+    parts_of, add = (jax.jit(functools.partial(fn, config)) for fn in (_parts, _add))
     prior = given_class_prior(config) or ROUGH_PRIOR
 
     def train(kept_pool: np.ndarray, turn: int) -> tuple[np.ndarray, np.ndarray]:
         """Put trained heads into `weights`; return the held-out scores."""
         kept = np.ones(len(raw[0]), bool), kept_pool
-        rows = [_rows_outside_folds(fold, rows, config.folds) for fold, rows in zip(folds, kept)]
+        rows = [_rows_outside_folds(fold, own, config.folds) for fold, own in zip(folds, kept)]
         data = {"features": features, "rows": replicate(mesh, rows)}
         heads, losses = train_heads(fresh_heads, data, jax.random.fold_in(rng, 1 + turn), prior)
         _check_and_log(jax.device_get(losses), log, first_step=turn * config.num_steps)
         weights["heads"] = jax.device_get(heads)
+        parts = [parts_of(weights, inputs) for inputs in (positives, pool)]
         if "part_mean" in weights:
-            parts = parts_of(weights, pool)
-            weights["part_mean"], weights["part_std"] = np.mean(parts, axis=-1), np.std(parts, axis=-1) + 1e-6
-        all_scores = [np.asarray(score_of(weights, inputs)) for inputs in (positives, pool)]
-        return tuple(scores[fold, np.arange(len(fold))] for scores, fold in zip(all_scores, folds))
+            weights["part_mean"], weights["part_std"] = np.mean(parts[1], axis=-1), np.std(parts[1], axis=-1) + 1e-6
+        return tuple(np.asarray(add(weights, own))[fold, np.arange(len(fold))] for own, fold in zip(parts, folds))
 
     held_out = train(np.ones(len(raw[1]), bool), turn=0)
     if config.reliable_negatives:
