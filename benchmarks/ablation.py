@@ -2,6 +2,7 @@
 
     python -m benchmarks.ablation --table quickstart
     python -m benchmarks.ablation --table rates --data raw      # raw: see benchmarks/build_embedded_data.py --raw_out
+    python -m benchmarks.ablation --table digits_rates --data raw
     python -m benchmarks.ablation --table digits --data raw     # MNIST, 100 labelled a class, pool with letters
     python -m benchmarks.ablation --table fashion --data raw    # Fashion-MNIST, 100 a class, the same pool of letters
     python -m benchmarks.ablation --table cifar10 --data raw    # raw: see benchmarks/pack_cifar10.py
@@ -57,6 +58,7 @@ RELEASED_DISTILLATION = {
 }
 RELEASED_CUT: dict[str, dict[str, Any]] = {
     "rates": {},
+    "digits_rates": {},
     "quickstart": {"scorer.class_prior": "0.05", "scorer.num_steps": 200, "scorer.batch_size": 1024},
     "digits": {"scorer.class_prior": "0.0833", "scorer.num_steps": 400, "scorer.batch_size": 1024},
     "fashion": {"scorer.class_prior": "0.0833", "scorer.num_steps": 400, "scorer.batch_size": 1024},
@@ -133,8 +135,10 @@ def quickstart_config(seed: int) -> Config:
     return set_options(quickstart.get_config(), {"seed": seed, "baselines": baselines})
 
 
-def rate_config(seed: int, data: Path, rate: float) -> Config:
-    """Return the quickstart on fresh draws of the labelled images and of a pool with positives at `rate`."""
+def rate_config(table: str, seed: int, data: Path, workdir: Path, rate: float) -> Config:
+    """Return the quickstart, or MNIST whole, on fresh draws of labelled images and of a pool with positives at `rate`."""
+    if table == "digits_rates":
+        return set_options(whole_config("digits", seed, data, workdir, rate), {"baselines": ()})
     labelled, pool = data / f"labelled_{seed}.npz", data / f"pool_{rate:g}_{seed}.npz"
     if not pool.exists():
         positives = round(rate * 30_000)
@@ -150,16 +154,19 @@ def rate_config(seed: int, data: Path, rate: float) -> Config:
     return set_options(quickstart.get_config(), options)
 
 
-def whole_config(table: str, seed: int, data: Path, workdir: Path) -> Config:
-    """Return MNIST or Fashion-MNIST whole: 100 labelled images a class, a pool of 60,000 with 5,000 positives.
+def whole_config(table: str, seed: int, data: Path, workdir: Path, rate: float = 1 / 12) -> Config:
+    """Return MNIST or Fashion-MNIST whole: 100 labelled images a class, a pool of 60,000 with positives at `rate`.
 
-    The rest of the pool is 30,000 letters and 25,000 images of the other of the two data sets.
+    The rest of the pool is letters and images of the other of the two data sets, six to five: at the rate of a
+    twelfth 5,000, 30,000 and 25,000.
     """
     target, other = ("mnist", "fashion") if table == "digits" else ("fashion", "mnist")
-    labelled, pool = data / f"{table}_labelled_{seed}.npz", data / f"{table}_pool_{seed}.npz"
+    labelled, pool = data / f"{table}_labelled_{rate:g}_{seed}.npz", data / f"{table}_pool_{rate:g}_{seed}.npz"
     if not pool.exists():
-        counts = {"letters": 30_000, f"{other}_train": 25_000}
-        _write_draw(labelled, pool, data, seed, f"{target}_train", 100, 5_000, counts)
+        positives = round(60_000 * rate)
+        letters = round((60_000 - positives) * 6 / 11)
+        counts = {"letters": letters, f"{other}_train": 60_000 - positives - letters}
+        _write_draw(labelled, pool, data, seed, f"{target}_train", 100, positives, counts)
     baselines = ("labelled_only", "random", "teacher_confidence", "all", "true_positives", "full_data")
     options = {
         "data.labelled": SourceConfig(kind="array", path=str(labelled)),
@@ -304,9 +311,10 @@ class Job:
 
 def jobs(args: argparse.Namespace) -> list[Job]:
     """Return every job of the table, seed after seed, the most telling first."""
-    if args.table == "rates":
+    if args.table in ("rates", "digits_rates"):
+        make_config = functools.partial(rate_config, args.table, data=args.data, workdir=args.workdir)
         return [
-            Job("pujax", seed, {"rate": rate}, functools.partial(rate_config, seed, args.data, rate), STAGES_OF_RATES)
+            Job("pujax", seed, {"rate": rate}, functools.partial(make_config, seed=seed, rate=rate), STAGES_OF_RATES)
             for seed in range(args.first_seed, args.first_seed + args.seeds)
             for rate in RATES
         ]

@@ -39,7 +39,7 @@ from pujax.teacher import load_classifier, weights_path
 Arrays = dict[str, np.ndarray]
 
 ALONE = {"distance": 0.0, "energy": 0.0, "reliable_negatives": 0.0}  # the head without the parts beside it
-PARTS = {"distance": 2.0, "energy": 1.0, "reliable_negatives": 0.0}
+PARTS = {"distance": 1.5, "energy": 1.0, "reliable_negatives": 0.0}
 TWICE = {"reliable_negatives": 0.5}  # trained a second time, against the lowest-scored half of the pool
 
 # Rows that train heads: what each changes in the recipe of the table.
@@ -188,8 +188,8 @@ def untrained(config: Config, labelled: Arrays, pool: Arrays) -> dict[str, Calla
 
     def distance() -> np.ndarray:
         spread = {"pool_mean": mean, "pool_covariance": np.cov(features, rowvar=False)}
-        options = {"num_classes": config.data.num_classes, "shrinkage": config.scorer.distance_shrinkage}
-        gaussians = fit_gaussians(labelled["features"], labelled["labels"], **options, **spread)
+        num_classes = config.data.num_classes
+        gaussians = fit_gaussians(labelled["features"], labelled["labels"], num_classes=num_classes, **spread)
         return np.asarray(jax.jit(relative_distance)(gaussians, features))
 
     return {

@@ -190,6 +190,7 @@ def fill(text: str) -> str:
         "fashion": accuracy_table(read("fashion")),
         "scorers": scorers_table(read("scorers")),
         "rates": rates_table(read("rates")),
+        "digits_rates": rates_table(read("digits_rates")),
         **speed_tables.tables(speed_results()),
     }
     for name, table in tables.items():

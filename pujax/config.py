@@ -91,7 +91,6 @@ class ScorerConfig(TrainingConfig):
     quarter_turn: bool = False  # frozen: also see the features of the image turned by 90 degrees; doubles the passes
     feature_noise: float = 0.1  # frozen: standard deviation of noise on the standardised features
     distance: float = 0.0  # frozen: weight of the relative Mahalanobis distance beside the head's logit
-    distance_shrinkage: float = 0.5  # share of the pool's covariance in the classes' own; less where many are labelled
     energy: float = 0.0  # frozen: weight of the log-sum-exp of the teacher's logits beside the head's logit
     reliable_negatives: float = 0.0  # frozen: share of the pool, lowest-scored, to train against again; 0 trains once
     holdout: float = 0.2  # finetune: share of the positives kept out of training
@@ -181,7 +180,6 @@ _SHARES = [
     "milestones",
     "noise_adaptation",
     "reliable_negatives",
-    "distance_shrinkage",
 ]
 _NOT_NEGATIVE = [
     "weight_decay",

@@ -20,9 +20,11 @@ def fit_gaussians(
     num_classes: int,
     pool_mean: np.ndarray,
     pool_covariance: np.ndarray,
-    shrinkage: float,
 ) -> Gaussians:
     """Return the class Gaussians beside the pool's.
+
+    A few hundred images cannot fill the classes' common covariance: it is the mean of theirs and of D images more
+    that have the pool's, as a prior of that weight (inverse Wishart) would have it.
 
     Args:
         positives: float [P, D] features of the labelled images.
@@ -30,7 +32,6 @@ def fit_gaussians(
         num_classes: K; a class without images takes the place of one that has some.
         pool_mean: [D].
         pool_covariance: [D, D].
-        shrinkage: share of the pool's covariance in the classes' own, which a few hundred images cannot fill.
 
     Returns:
         `class_means` [K, D], `class_whitening` [D, D], `pool_mean` [D], `pool_whitening` [D, D], float32: a squared
@@ -40,10 +41,10 @@ def fit_gaussians(
     for k in np.unique(labels):
         means[k] = positives[labels == k].mean(0)
     residuals = positives - means[labels]
-    within = residuals.T @ residuals / len(residuals)
+    within = (residuals.T @ residuals + len(pool_mean) * pool_covariance) / (len(positives) + len(pool_mean))
     return {
         "class_means": means.astype(np.float32),
-        "class_whitening": _whitening((1 - shrinkage) * within + shrinkage * pool_covariance),
+        "class_whitening": _whitening(within),
         "pool_mean": pool_mean.astype(np.float32),
         "pool_whitening": _whitening(pool_covariance),
     }

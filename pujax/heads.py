@@ -129,9 +129,7 @@ def fit_heads(
     weights |= {"mean": raw[1].mean(0), "std": raw[1].std(0) + 1e-6}
     if config.distance:
         outside = [np.flatnonzero(folds[0] != k) for k in range(config.folds)]
-        weights["gaussians"] = _fit_distances(
-            raw[0], labels, outside, raw[1], num_classes=num_classes, shrinkage=config.distance_shrinkage
-        )
+        weights["gaussians"] = _fit_distances(raw[0], labels, outside, raw[1], num_classes=num_classes)
     fresh_heads = replicate(mesh, weights["heads"])
     features = replicate(mesh, [(x - weights["mean"]) / weights["std"] for x in raw])
     train_heads = jax.jit(functools.partial(_scan_heads, config, mesh))
@@ -220,9 +218,9 @@ def _check_and_log(losses: np.ndarray, log: MetricsLog, *, first_step: int) -> N
 
 
 def _fit_distances(
-    positives: np.ndarray, labels: np.ndarray, outside: list[np.ndarray], pool: np.ndarray, **options: Any
+    positives: np.ndarray, labels: np.ndarray, outside: list[np.ndarray], pool: np.ndarray, *, num_classes: int
 ) -> Any:
     """Return, stacked over folds, the Gaussians of the classes outside each fold beside the pool's."""
     spread = {"pool_mean": pool.mean(0), "pool_covariance": np.cov(pool, rowvar=False)}
-    fitted = [fit_gaussians(positives[rows], labels[rows], **spread, **options) for rows in outside]
+    fitted = [fit_gaussians(positives[rows], labels[rows], num_classes=num_classes, **spread) for rows in outside]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *fitted)

@@ -17,10 +17,10 @@ def problem(classes=4, size=6):
 
 def test_values():
     positives, labels, pool, spread = problem()
-    fitted = fit_gaussians(positives, labels, num_classes=4, shrinkage=0.3, **spread)
+    fitted = fit_gaussians(positives, labels, num_classes=4, **spread)
     means = [positives[labels == k].mean(0) for k in range(4)]
     residuals = positives - np.array(means)[labels]
-    shared = np.linalg.inv(0.7 * residuals.T @ residuals / 80 + 0.3 * spread["pool_covariance"])
+    shared = np.linalg.inv((residuals.T @ residuals + 6 * spread["pool_covariance"]) / 86)
     general = np.linalg.inv(spread["pool_covariance"])
     expected = [
         (x - pool.mean(0)) @ general @ (x - pool.mean(0)) - min((x - m) @ shared @ (x - m) for m in means)
@@ -32,6 +32,6 @@ def test_values():
 
 def test_a_class_without_images_changes_nothing():
     positives, labels, pool, spread = problem()
-    four, six = (fit_gaussians(positives, labels, num_classes=k, shrinkage=0.5, **spread) for k in (4, 6))
+    four, six = (fit_gaussians(positives, labels, num_classes=k, **spread) for k in (4, 6))
     assert six["class_means"].shape == (6, 6)
     np.testing.assert_allclose(relative_distance(four, pool), relative_distance(six, pool), rtol=1e-5)
