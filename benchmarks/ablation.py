@@ -136,7 +136,7 @@ def quickstart_config(seed: int) -> Config:
 
 
 def rate_config(table: str, seed: int, data: Path, workdir: Path, rate: float) -> Config:
-    """Return the quickstart, or MNIST whole, on fresh draws of labelled images and of a pool with positives at `rate`."""
+    """Return the quickstart or MNIST whole on fresh draws of labelled images and of a pool with positives at `rate`."""
     if table == "digits_rates":
         return set_options(whole_config("digits", seed, data, workdir, rate), {"baselines": ()})
     labelled, pool = data / f"labelled_{seed}.npz", data / f"pool_{rate:g}_{seed}.npz"
