@@ -29,7 +29,7 @@ NAMES = {
     "true_positives": "true positives (oracle)",
     "full_data": "all of the original data (oracle)",
     "pujax": "**mined by pujax**",
-    "trained_once": "**mined by pujax**, heads trained once",
+    "trained_once": "mined by pujax, heads trained once (an earlier default)",
     "confident": "mined, the most confident of the better-scored",
     "class-balanced quota": "mined by pujax, equal quotas of the teacher's classes",
     "released": "released method, cut to the CPU",
