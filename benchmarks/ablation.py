@@ -135,10 +135,8 @@ def quickstart_config(seed: int) -> Config:
     return set_options(quickstart.get_config(), {"seed": seed, "baselines": baselines})
 
 
-def rate_config(table: str, seed: int, data: Path, workdir: Path, rate: float) -> Config:
-    """Return the quickstart or MNIST whole on fresh draws of labelled images and of a pool with positives at `rate`."""
-    if table == "digits_rates":
-        return set_options(whole_config("digits", seed, data, workdir, rate), {"baselines": ()})
+def rate_config(seed: int, data: Path, rate: float) -> Config:
+    """Return the quickstart on fresh draws of the labelled images and of a pool with positives at `rate`."""
     labelled, pool = data / f"labelled_{seed}.npz", data / f"pool_{rate:g}_{seed}.npz"
     if not pool.exists():
         positives = round(rate * 30_000)
@@ -312,7 +310,9 @@ class Job:
 def jobs(args: argparse.Namespace) -> list[Job]:
     """Return every job of the table, seed after seed, the most telling first."""
     if args.table in ("rates", "digits_rates"):
-        make_config = functools.partial(rate_config, args.table, data=args.data, workdir=args.workdir)
+        make_config = functools.partial(rate_config, data=args.data)
+        if args.table == "digits_rates":
+            make_config = functools.partial(whole_config, "digits", data=args.data, workdir=args.workdir)
         return [
             Job("pujax", seed, {"rate": rate}, functools.partial(make_config, seed=seed, rate=rate), STAGES_OF_RATES)
             for seed in range(args.first_seed, args.first_seed + args.seeds)
