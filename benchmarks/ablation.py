@@ -71,8 +71,9 @@ RELEASED_CUT: dict[str, dict[str, Any]] = {
         "mining.selection": "top_k",
     },
 }
-# Networks of the CIFAR-10 protocol. "cpu": ones that two CPU cores can train; "cpu_resnet18": the same student under a
-# better teacher, an hour's training; "paper": ResNet-34 -> ResNet-18 with the recipe of configs/cifar10.py, on a GPU.
+# Networks and recipes of the CIFAR-10 protocol. "cpu": what two CPU cores can train; "cpu_resnet18": the same student
+# under a better teacher, an hour's training; "cpu_eight_views": a better recipe, more views of an image and labelled
+# ones drawn like the others; "paper": ResNet-34 -> ResNet-18 with the recipe of configs/cifar10.py, on a GPU.
 CPU_NETWORKS = {
     "teacher.model": "cifar_resnet10_w16",
     "teacher.num_steps": 6000,
@@ -87,6 +88,7 @@ CPU_NETWORKS = {
 NETWORKS: dict[str, dict[str, Any]] = {
     "cpu": CPU_NETWORKS,
     "cpu_resnet18": CPU_NETWORKS | {"teacher.model": "cifar_resnet18_w16", "teacher.num_steps": 7000},
+    "cpu_eight_views": CPU_NETWORKS | {"distill.cached_views": 8, "distill.labelled_per_batch": 0},
     "paper": {},
 }
 # One change at a time, from the default.
@@ -96,6 +98,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "loss VPU": {"scorer.loss": "vpu"},
     "attention gate": {"scorer.gate": True},
     "no input noise": {"scorer.feature_noise": 0.0},
+    "highest score": {"mining.selection": "top_k"},
     "class-balanced quota": {"mining.selection": "class_balanced"},
     "no share of labelled images": {"distill.labelled_per_batch": 0},
     "new views, teacher in each step": {"distill.cached_views": 0},
@@ -363,7 +366,8 @@ def main() -> None:
     parser.add_argument("--first_seed", type=int, default=0)
     parser.add_argument("--per_class", type=int, default=100, help="cifar10: labelled images a class")
     parser.add_argument("--steps", type=int, default=3000, help="cifar10: updates of every student")
-    parser.add_argument("--networks", choices=tuple(NETWORKS), default="cpu", help="cifar10: teacher and student")
+    parser.add_argument("--networks", choices=tuple(NETWORKS), default="cpu",
+                        help="cifar10: teacher, student and recipe")  # fmt: skip
     parser.add_argument("--changes", action="store_true",
                         help="instead, pujax and the rows that change one thing each, without baselines")  # fmt: skip
     parser.add_argument("--rows", nargs="*", help="only these of the table")

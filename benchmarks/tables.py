@@ -29,6 +29,7 @@ NAMES = {
     "true_positives": "true positives (oracle)",
     "full_data": "all of the original data (oracle)",
     "pujax": "**mined by pujax**",
+    "highest score": "mined by pujax, highest score alone",
     "trained_once": "mined by pujax, heads trained once (an earlier default)",
     "confident": "mined, the most confident of the better-scored",
     "class-balanced quota": "mined by pujax, equal quotas of the teacher's classes",
@@ -165,9 +166,10 @@ def figures() -> dict[str, str]:
     return accuracy_figures() | speed_tables.figures(speed_results())
 
 
-def cifar10_lines(per_class: int, steps: int) -> list[dict]:
-    """Return the lines of CIFAR-10 with so many labelled images a class and updates of the student."""
-    return [line for line in read("cifar10") if (line["per_class"], line["student_steps"]) == (per_class, steps)]
+def cifar10_lines(per_class: int, steps: int, networks: str = "cpu") -> list[dict]:
+    """Return the lines of CIFAR-10 with so many labelled images a class, updates of the student, and networks."""
+    setting = {"per_class": per_class, "student_steps": steps, "networks": networks}
+    return [line for line in read("cifar10") if setting.items() <= line.items()]
 
 
 def rows_of(lines: list[dict]) -> list[str]:
@@ -181,6 +183,7 @@ def fill(text: str) -> str:
         "quickstart": accuracy_table(read("quickstart")),
         "cifar10_100": accuracy_table(cifar10_lines(100, 3000)),
         "cifar10_100_short": accuracy_table(cifar10_lines(100, 1000)),
+        "cifar10_eight_views": accuracy_table(cifar10_lines(100, 3000, "cpu_eight_views")),
         "cifar10_50": accuracy_table(cifar10_lines(50, 2000)),
         "cifar10_20": accuracy_table(cifar10_lines(20, 2000)),
         "quickstart_changes": accuracy_table(read("quickstart_changes")),

@@ -113,6 +113,6 @@ def load_json(path: Path) -> Any:
 
 def save_json(path: Path, value: Any) -> None:
     """Write JSON, readable and whole."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two jobs may share a teacher's folder
     temporary.write_text(json.dumps(value, indent=2) + "\n")
     os.replace(temporary, path)

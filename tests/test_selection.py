@@ -21,6 +21,7 @@ OPTIONS = {"threshold": 2.0, "budget": 4, "class_prior": 0.3, "seed": 0}
         ("top_k", [0, 1, 2, 9]),
         ("prior", [0, 1, 2]),  # row 2 before row 9 at equal score
         ("teacher_confidence", [1, 3, 5, 9]),
+        ("mean_rank", [0, 1, 3, 9]),  # ranks 0 + 9, 1 + 1, 4 + 2, 3 + 0; row 5's 6 + 3 comes after row 0's
         ("all", list(range(10))),
     ],
 )
