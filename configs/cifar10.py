@@ -49,7 +49,6 @@ def get_config() -> Config:
             model="cifar_resnet18",
             num_steps=20_000,
             batch_size=512,
-            labelled_per_batch=128,
             learning_rate=0.2,
             crop_padding=4,
             flip=True,
