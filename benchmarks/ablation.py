@@ -243,7 +243,7 @@ def cifar_config(seed: int, data: Path, workdir: Path, per_class: int, steps: in
         "baselines": ("labelled_only", "random", "teacher_confidence", "true_positives", "full_data"),
     }
     config = set_options(cifar10.get_config(), options | NETWORKS[networks])
-    weights = trained_teacher(config, workdir / f"cifar10-teacher-{networks}")
+    weights = trained_teacher(config, workdir / f"cifar10-teacher-{config.teacher.model}")
     return set_options(config, {"seed": seed, "teacher.weights": weights})
 
 
