@@ -184,6 +184,7 @@ def fill(text: str) -> str:
         "cifar10_100": accuracy_table(cifar10_lines(100, 3000)),
         "cifar10_100_short": accuracy_table(cifar10_lines(100, 1000)),
         "cifar10_eight_views": accuracy_table(cifar10_lines(100, 3000, "cpu_eight_views")),
+        "cifar10_longer": accuracy_table(cifar10_lines(100, 6000, "cpu_eight_views")),
         "cifar10_50": accuracy_table(cifar10_lines(50, 2000)),
         "cifar10_20": accuracy_table(cifar10_lines(20, 2000)),
         "quickstart_changes": accuracy_table(read("quickstart_changes")),
