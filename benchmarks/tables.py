@@ -53,10 +53,10 @@ def mean_sd(values: list[float], scale: float = 100, digits: int = 1) -> str:
 
 
 def accuracy_table(lines: list[dict]) -> str:
-    """Return Markdown: one line a training set, with what its scorer found; means over seeds."""
+    """Return Markdown: one line a training set, with what its scorer found; means over trainings."""
     if not lines:
         return "Not measured yet."
-    head = ("student trained on", "images", "test accuracy, %", "seeds", "precision, %", "recall, %", "scorer AUC",
+    head = ("student trained on", "images", "test accuracy, %", "trainings", "precision, %", "recall, %", "scorer AUC",
             "class prior, %", "scorer, s")  # fmt: skip
     out = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     rows = rows_of(lines)
@@ -73,11 +73,12 @@ def accuracy_table(lines: list[dict]) -> str:
     first = lines[0]
     versions = ", ".join(f"{name} {first['versions'][name]}" for name in ("jax", "flax", "python"))
     commits = ", ".join(dict.fromkeys(line["commit"] for line in lines))
+    teachers = ", ".join(dict.fromkeys(f"{100 * line['teacher_accuracy']:.1f} %" for line in lines))
     priors = [line["true_prior"] for line in lines if line.get("true_prior")]
     updates = f"{first['student_steps']:,} updates. " if "student_steps" in first else ""
     out.append(
-        f"\n{updates}Teacher {100 * first['teacher_accuracy']:.1f} %. True class prior {mean_sd(priors[:1])} %. "
-        f"Mean ± standard deviation over seeds, at the last step. {first['device_kind'].upper()}, {versions}, "
+        f"\n{updates}Teacher {teachers}. True class prior {mean_sd(priors[:1])} %. "
+        f"Mean ± standard deviation over trainings, at the last step. {first['device_kind'].upper()}, {versions}, "
         f"commit {commits}."
     )
     return "\n".join(out)
