@@ -3,12 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint format clean
+.PHONY: quickstart test test-slow lint format clean
 quickstart: $(VENV)/.run
 	$(BIN)/python -m pujax.launch --config configs/quickstart.py
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --durations=20
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m slow --durations=5
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

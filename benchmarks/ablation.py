@@ -1,11 +1,11 @@
 """Accuracy tables: the default against the released method and honest baselines, over seeds.
 
     python -m benchmarks.ablation --table quickstart
-    python -m benchmarks.ablation --table rates --data raw      # raw: see benchmarks/build_embedded_data.py --raw_out
+    python -m benchmarks.ablation --table rates --data raw      # raw: see tools/build_embedded_data.py --raw_out
     python -m benchmarks.ablation --table digits_rates --data raw
     python -m benchmarks.ablation --table digits --data raw     # MNIST, 100 labelled a class, pool with letters
     python -m benchmarks.ablation --table fashion --data raw    # Fashion-MNIST, 100 a class, the same pool of letters
-    python -m benchmarks.ablation --table cifar10 --data raw    # raw: see benchmarks/pack_cifar10.py
+    python -m benchmarks.ablation --table cifar10 --data raw    # raw: see tools/pack_cifar10.py
     python -m benchmarks.ablation --table cifar10 --data raw --networks paper    # see NETWORKS
     python -m benchmarks.ablation --table cifar10 --data raw --changes           # see CHANGES
 
@@ -17,58 +17,39 @@ appended to `benchmarks/results/<table>.jsonl`; rows that are there are not run 
 import argparse
 import dataclasses
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks import nearest_neighbour, published
-from benchmarks.provenance import provenance
+from benchmarks import rivals
+from benchmarks.results_file import RESULTS, append, is_there
+from benchmarks.rivals import RELEASED_DISTILLATION, RELEASED_SCORER
 from configs import cifar10, quickstart
-from pujax import pipeline
-from pujax.config import Config, SourceConfig, resolve
+from pujax import artifacts, pipeline
+from pujax.config import Config, FrozenScorerConfig, SourceConfig, resolve
 from pujax.data.sources import open_source
 from pujax.sharding import configure_backend
 
-RESULTS = Path(__file__).parent / "results"
 RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
-STAGES_OF_RATES = ("teacher", "scorer", "mine")  # no students: the question is what is found
+STAGES_OF_RATES = ("teacher", "scorer", "score", "select")  # no students: the question is what is found
 
-# The released method: fine-tuned scorer, uniform batches, sigmoid nnPU at the true prior, weights and maximum as is.
-# Its 170 epochs are cut to what the CPU allows ("steps" in a result line). Its threshold of 0 keeps no
-# image where the estimator has collapsed, so it is told how many to keep.
-RELEASED_SCORER = {
-    "scorer.mode": "finetune",
-    "scorer.loss": "nnpu",
-    "scorer.surrogate": "sigmoid",
-    "scorer.positives_per_batch": 0,
-    "scorer.gate": True,
-    "scorer.hidden": 0,
-    "scorer.learning_rate": 1e-3,
-    "scorer.weight_decay": 5e-3,
-    "mining.selection": "prior",
-}
-RELEASED_DISTILLATION = {
-    "distill.class_weights": "inverse_frequency",
-    "distill.robust": "paper",
-    "distill.temperature": 1.0,
-    "distill.labelled_per_batch": 0,
-}
+# How the released method is cut to the CPU, and what it is told.
 RELEASED_CUT: dict[str, dict[str, Any]] = {
     "rates": {},
     "digits_rates": {},
-    "quickstart": {"scorer.class_prior": "0.05", "scorer.num_steps": 200, "scorer.batch_size": 1024},
-    "digits": {"scorer.class_prior": "0.0833", "scorer.num_steps": 400, "scorer.batch_size": 1024},
-    "fashion": {"scorer.class_prior": "0.0833", "scorer.num_steps": 400, "scorer.batch_size": 1024},
+    "quickstart": {"scorer.class_prior": "0.05", "scorer.finetune.num_steps": 200, "scorer.finetune.batch_size": 1024},
+    "digits": {"scorer.class_prior": "0.0833", "scorer.finetune.num_steps": 400, "scorer.finetune.batch_size": 1024},
+    "fashion": {"scorer.class_prior": "0.0833", "scorer.finetune.num_steps": 400, "scorer.finetune.batch_size": 1024},
     "cifar10": {
         "scorer.class_prior": "0.21",  # as released; at the true one, 0.1, the estimator collapses
-        "scorer.num_steps": 100,
-        "scorer.batch_size": 1024,
-        "scorer.flip": True,
-        "scorer.crop_padding": 4,
-        "mining.selection": "top_k",
+        "scorer.finetune.num_steps": 100,
+        "scorer.finetune.batch_size": 1024,
+        "scorer.finetune.flip": True,
+        "scorer.finetune.crop_padding": 4,
+        "select.rule": "top_k",
+        "select.budget": 20_000,
     },
 }
 # Networks and recipes of the CIFAR-10 protocol. "cpu": what two CPU cores can train; "cpu_resnet18": the same student
@@ -93,22 +74,21 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 # One change at a time, from the default.
 CHANGES: dict[str, dict[str, Any]] = {
-    "loss nnPU sigmoid": {"scorer.loss": "nnpu", "scorer.surrogate": "sigmoid"},
-    "loss balanced nnPU": {"scorer.loss": "balanced_nnpu"},
-    "loss VPU": {"scorer.loss": "vpu"},
-    "attention gate": {"scorer.gate": True},
-    "no input noise": {"scorer.feature_noise": 0.0},
-    "highest score": {"mining.selection": "top_k"},
-    "class-balanced quota": {"mining.selection": "class_balanced"},
+    "loss nnPU sigmoid": {"scorer.frozen.loss": "nnpu", "scorer.frozen.surrogate": "sigmoid"},
+    "loss balanced nnPU": {"scorer.frozen.loss": "balanced_nnpu"},
+    "attention gate": {"scorer.frozen.gate": True},
+    "no input noise": {"scorer.frozen.feature_noise": 0.0},
+    "highest score": {"select.rule": "top_k"},
+    "class-balanced quota": {"select.rule": "class_balanced"},
     "no share of labelled images": {"distill.labelled_per_batch": 0},
     "new views, teacher in each step": {"distill.cached_views": 0},
     "one cached view": {"distill.cached_views": 1},
     "four cached views": {"distill.cached_views": 4},
-    "distance and energy beside the head": {"scorer.distance": 1.0, "scorer.energy": 1.0},
-    "head trained twice": {"scorer.reliable_negatives": 0.5},
-    "head trained once": {"scorer.reliable_negatives": 0.0},
-    "no quarter turn": {"scorer.quarter_turn": False},
-    "head alone": {"scorer.distance": 0.0, "scorer.energy": 0.0},
+    "distance and energy beside the head": {"scorer.frozen.distance": 1.0, "scorer.frozen.energy": 1.0},
+    "head trained twice": {"scorer.frozen.reliable_negatives": 0.5},
+    "head trained once": {"scorer.frozen.reliable_negatives": 0.0},
+    "no quarter turn": {"scorer.frozen.quarter_turn": False},
+    "head alone": {"scorer.frozen.distance": 0.0, "scorer.frozen.energy": 0.0},
     "released distillation": RELEASED_DISTILLATION,
     "inverse-frequency weights": {"distill.class_weights": "inverse_frequency"},
     "robust, paper": {"distill.class_weights": "inverse_frequency", "distill.robust": "paper"},
@@ -237,8 +217,8 @@ def cifar_config(seed: int, data: Path, workdir: Path, per_class: int, steps: in
         "data.full": SourceConfig(kind="array", path=str(data / "cifar_train.npz")),
         "data.test": SourceConfig(kind="array", path=str(data / "cifar_test.npz")),
         "data.pool": SourceConfig(kind="array", path=str(data / "in_pool.npz")),
-        "mining.batch_size": 1000,
-        "mining.budget": 20_000,
+        "run.inference_batch_size": 1000,
+        "select.budget": 20_000,
         "distill.num_steps": steps,
         "baselines": ("labelled_only", "random", "teacher_confidence", "true_positives", "full_data"),
     }
@@ -266,8 +246,7 @@ _OWN = frozenset(
 def result_lines(table: str, row: str, seed: int, summary: dict[str, Any], setting: dict[str, Any]) -> list[dict]:
     """Return the JSON lines of one job: its own row and one for each baseline."""
     scorer, mining = summary["scorer"], summary["mining"]
-    common = {"table": table, **setting, "seed": seed, **provenance(),
-              "device_kind": summary["run"]["device_kind"]}  # fmt: skip
+    common = {"table": table, **setting, "seed": seed, "device_kind": summary["run"]["device_kind"]}
     line = {"row": row, "accuracy": summary.get("student", {}).get("accuracy"), "true_prior": summary["true_prior"]}
     line |= {
         key: scorer.get(key)
@@ -334,6 +313,8 @@ def jobs(args: argparse.Namespace) -> list[Job]:
 
     def make(seed: int, changes: dict[str, Any]) -> Config:
         config = table_config(args.table, seed, args.data, args.workdir, **options)
+        if changes.get("scorer.mode") == "finetune":
+            config = set_options(config, {"scorer.frozen": FrozenScorerConfig()})
         if args.baselines is not None:
             config.baselines = tuple(args.baselines)
         return set_options(config, changes)
@@ -351,9 +332,10 @@ def run_job(job: Job, table: str, workdir: Path, extra_rows: bool) -> list[dict]
     config = job.make_config()
     lines = result_lines(table, job.row, job.seed, run_row(config, workdir, job.stages), job.setting)
     if extra_rows:
-        config, common = resolve(config), {key: lines[0][key] for key in lines[0].keys() - _OWN}
-        lines.append({**common, **nearest_neighbour.run(config, workdir)})
-        lines += [{**common, **published.run(config, workdir, name)} for name in published.ROWS]
+        common = {key: lines[0][key] for key in lines[0].keys() - _OWN}
+        with pipeline.opened(resolve(config), artifacts.open_workdir(workdir), pipeline.STAGES) as (opened, _):
+            accuracy = lines[0]["teacher_accuracy"]
+            lines += [common | rivals.run(opened, name, teacher_accuracy=accuracy) for name in rivals.RIVALS]
     return lines
 
 
@@ -379,16 +361,13 @@ def main() -> None:
     args = parser.parse_args()
     configure_backend()
     out = args.out or RESULTS / f"{args.table}{'_changes' if args.changes else ''}.jsonl"
-    done = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
     for job in jobs(args):
         key = {"row": job.row, "seed": job.seed, **job.setting}
-        if any(key.items() <= line.items() for line in done):
+        if is_there(out, key):
             continue
         print(f"== {args.table} {job.name}", flush=True)
         extra_rows = args.others and not args.changes and job.row == "pujax" and "distill" in job.stages
-        lines = run_job(job, args.table, args.workdir / f"{args.table}-{job.name}", extra_rows)
-        with out.open("a") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
+        append(out, *run_job(job, args.table, args.workdir / f"{args.table}-{job.name}", extra_rows))
 
 
 if __name__ == "__main__":

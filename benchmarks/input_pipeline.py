@@ -21,7 +21,6 @@ Sides take turns, medians over rounds are reported. Appended to `benchmarks/resu
 import argparse
 import functools
 import io
-import json
 import os
 import tempfile
 import time
@@ -35,12 +34,12 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.ablation import RESULTS
-from benchmarks.provenance import machine_state, provenance
+from benchmarks.results_file import RESULTS, append, machine_state
 from pujax.config import DataConfig, SourceConfig
 from pujax.data.batches import index_batches
 from pujax.data.decode import decode
-from pujax.data.sources import FolderSource, open_source
+from pujax.data.sources import open_source
+from pujax.data.sources.folder import FolderSource
 from pujax.data.transforms import augment
 from pujax.sharding import configure_backend
 
@@ -115,7 +114,8 @@ class Records(Dataset):
 
     def __getitems__(self, rows: list[int]) -> list[torch.Tensor]:
         if isinstance(self.source, FolderSource):
-            files = [(self.source.root / self.source.names[row]).read_bytes() for row in rows]
+            root = Path(self.source.root)
+            files = [(root / key).read_bytes() for key in self.source.keys(np.array(rows))]
         else:
             files = [record["image"] for record in self.source.data.__getitems__(rows)]
         return [torch.tensor(decode(file, size=self.source.size, channels=3)) for file in files]
@@ -329,9 +329,7 @@ def main() -> None:
     for case in cases:
         before = machine_state()
         line = case() | {"device": jax.devices()[0].device_kind, "machine_before": before}
-        line |= {"machine_after": machine_state(), **provenance()}
-        with args.out.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append(args.out, line | {"machine_after": machine_state()})
         rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in line["images_per_second"].items())
         print(f"{line['case']}: {rates} images/s", flush=True)
 

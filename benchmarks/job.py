@@ -20,8 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ablation import RESULTS
-from benchmarks.provenance import machine_state, provenance
+from benchmarks.results_file import RESULTS, append, machine_state
 
 LAUNCH = [sys.executable, "-m", "pujax.launch", "--config", "configs/quickstart.py", "--config.baselines="]
 
@@ -46,7 +45,7 @@ def start_up(workdir: Path, cache: Path) -> float:
     shutil.rmtree(workdir / "distill")
     log = workdir / "metrics.jsonl"
     seen, started = len(log.read_text()), time.perf_counter()
-    command = [*LAUNCH, "--workdir", str(workdir), "--config.log_every=1"]
+    command = [*LAUNCH, "--workdir", str(workdir), "--config.run.log_every=1"]
     with subprocess.Popen(
         command, env=_environment(cache), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as job:
@@ -92,11 +91,8 @@ def main() -> None:
         "device": "cpu",
         "machine_before": before,
         "machine_after": machine_state(),
-        **provenance(),
     }
-    with args.out.open("a") as file:
-        file.write(json.dumps(line) + "\n")
-    print(json.dumps(line, indent=2))
+    print(json.dumps(append(args.out, line), indent=2))
 
 
 if __name__ == "__main__":

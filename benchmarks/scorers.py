@@ -13,7 +13,6 @@ are appended to `benchmarks/results/scorers.jsonl`; rows that are there are not 
 import argparse
 import dataclasses
 import functools
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,17 +23,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import ablation
-from benchmarks.nearest_neighbour import mean_distances
-from benchmarks.provenance import provenance
-from pujax.config import Config, ScorerConfig, resolve
-from pujax.data.sources import ImageSource, open_source, read_or_fail
-from pujax.distance import fit_gaussians, relative_distance
-from pujax.heads import fit_heads, score
-from pujax.inference import map_images, prepare
+from benchmarks.other_losses import any_pu_loss
+from benchmarks.results_file import RESULTS, append, is_there
+from benchmarks.rivals import mean_distances
+from pujax.config import Config, FrozenScorerConfig, resolve
+from pujax.data.reading import read_or_fail
+from pujax.data.sources import ImageSource, open_source
+from pujax.inference import map_images
 from pujax.metrics import MetricsLog, auc
-from pujax.scorer import class_prior_block, frozen_inputs
+from pujax.pu.distance import fit_gaussians, relative_distance
+from pujax.pu.heads import fit_heads, score
+from pujax.pu.prior import class_prior_block
+from pujax.pu.scorer import frozen_inputs
 from pujax.sharding import configure_backend, make_mesh, replicate
-from pujax.teacher import load_classifier, weights_path
+from pujax.stages.teacher import given_teacher
 
 Arrays = dict[str, np.ndarray]
 
@@ -59,27 +61,26 @@ HEADS: dict[str, dict[str, Any]] = {
         **ALONE, "loss": "nnpu", "surrogate": "sigmoid", "class_prior": "true",
     },
     "nnPU, sigmoid, prior 0.21": {
-        **ALONE, "loss": "nnpu", "surrogate": "sigmoid", "class_prior": "0.21",
+        **ALONE, "loss": "nnpu", "surrogate": "sigmoid", "class_prior": 0.21,
     },
     "VPU": {**ALONE, "loss": "vpu"},
     "Dist-PU": {**ALONE, "loss": "dist_pu", "class_prior": "true"},
 }  # fmt: skip
-PRIORS = ("0.02", "0.05", "0.1", "0.2", "0.3")  # given ones, for the sensitivity to the prior
+PRIORS = (0.02, 0.05, 0.1, 0.2, 0.3)  # given ones, for the sensitivity to the prior
 CEILING = {**ALONE, "num_steps": 4000, "weight_decay": 1e-4, "feature_noise": 0.1}
 
 
 def outputs(config: Config, source: ImageSource) -> Arrays:
     """Return what the teacher makes of all images of a source: features [N, D], energy [N] and confidence [N]."""
-    module, variables = load_classifier(config, config.teacher.model, weights_path(config))
-    mesh = make_mesh()
+    teacher, mesh = given_teacher(config), make_mesh()
 
     def fn(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
-        logits, seen = frozen_inputs(config, module, variables, prepare(config, images))
+        logits, seen = frozen_inputs(config.scorer.frozen, teacher, variables, images)
         return seen | {"confidence": jnp.max(jax.nn.softmax(logits), axis=-1)}
 
     read = functools.partial(read_or_fail, source, what="images")
-    batch_size = config.mining.batch_size
-    return map_images(fn, replicate(mesh, variables), read, len(source), batch_size=batch_size, mesh=mesh)
+    batch_size = config.run.inference_batch_size
+    return map_images(fn, replicate(mesh, teacher.variables), read, len(source), batch_size=batch_size, mesh=mesh)
 
 
 def outputs_once(seen: dict[str, Arrays], config: Config, source: ImageSource) -> Arrays:
@@ -101,13 +102,12 @@ def every_labelled_output(config: Config, seen: dict[str, Arrays]) -> Arrays:
 
 def last_stage_columns(config: Config) -> np.ndarray:
     """Return which of the features are of the teacher's last stage, whichever way the image is turned."""
-    module, variables = load_classifier(config, config.teacher.model, weights_path(config))
-    size = config.data.image_size
-    image = jax.ShapeDtypeStruct((1, size, size, config.data.channels), jnp.float32)
-    _, features = jax.eval_shape(lambda x: module.apply(variables, x, train=False), image)
+    teacher = given_teacher(config)
+    image = jax.ShapeDtypeStruct((1, *teacher.preprocessing.image_shape), jnp.float32)
+    _, features = jax.eval_shape(lambda x: teacher.module.apply(teacher.variables, x, train=False), image)
     sizes = [feature.shape[-1] for feature in features]
     columns = np.arange(sum(sizes[:-1]), sum(sizes))
-    return np.concatenate([columns, sum(sizes) + columns]) if config.scorer.quarter_turn else columns
+    return np.concatenate([columns, sum(sizes) + columns]) if config.scorer.frozen.quarter_turn else columns
 
 
 def run_heads(config: Config, options: dict[str, Any], labelled: Arrays, pool: Arrays, truth: np.ndarray) -> dict:
@@ -116,13 +116,13 @@ def run_heads(config: Config, options: dict[str, Any], labelled: Arrays, pool: A
     inputs = [_inputs(labelled), _inputs(pool)]
     if options.pop("last_stage", False):
         inputs = [part | {"features": part["features"][:, labelled["last_stage"]]} for part in inputs]
-    if options.get("class_prior") == "true":
-        options["class_prior"] = str(truth.mean())
-    scorer = dataclasses.replace(config.scorer, **options)
+    prior = options.pop("class_prior", None)
+    prior = float(truth.mean()) if prior == "true" else prior
+    scorer = dataclasses.replace(config.scorer.frozen, **options)
     started = time.perf_counter()
-    _, held_out = _fit(scorer, config, *inputs, labels=labelled["labels"])
+    _, held_out = _fit(scorer, config, *inputs, labels=labelled["labels"], class_prior=prior)
     seconds = time.perf_counter() - started
-    estimate = class_prior_block(dataclasses.replace(config, scorer=ScorerConfig()), held_out)
+    estimate = class_prior_block(held_out["positive"], held_out["pool"], given=None, seed=config.seed)
     scores = held_out["pool"]
     return {"auc": auc(scores[truth], scores[~truth]), **estimate, "seconds": seconds}
 
@@ -132,15 +132,25 @@ def _inputs(part: Arrays, rows: Any = slice(None)) -> Arrays:
     return {name: part[name][rows] for name in ("features", "energy")}
 
 
-def _fit(scorer: ScorerConfig, config: Config, positives: Any, pool: Any, *, labels: np.ndarray) -> tuple[Any, Arrays]:
+def _fit(
+    scorer: FrozenScorerConfig,
+    config: Config,
+    positives: Any,
+    pool: Any,
+    *,
+    labels: np.ndarray,
+    class_prior: float | None = None,
+) -> tuple[Any, Arrays]:
     """Return the heads' weights and the held-out scores of the positives and of the pool."""
+    options = {"beta": scorer.beta, "gamma": scorer.gamma, "surrogate": scorer.surrogate}
     weights, positive_scores, pool_scores = fit_heads(
         scorer,
+        any_pu_loss(scorer.loss, class_prior=class_prior, **options),
         positives,
         pool,
         labels=labels,
         num_classes=config.data.num_classes,
-        rng=jax.random.key(config.seed),
+        seed=config.seed,
         mesh=make_mesh(),
         log=MetricsLog(Path(), enabled=False),
     )
@@ -149,7 +159,7 @@ def _fit(scorer: ScorerConfig, config: Config, positives: Any, pool: Any, *, lab
 
 def run_ceiling(config: Config, labelled: Arrays, pool: Arrays, truth: np.ndarray) -> dict:
     """Train the same head on the pool's truth; return the AUC of its held-out scores."""
-    scorer = dataclasses.replace(config.scorer, **CEILING)
+    scorer = dataclasses.replace(config.scorer.frozen, **CEILING)
     labels = np.zeros(truth.sum(), np.int32)
     _, held_out = _fit(scorer, config, _inputs(pool, truth), _inputs(pool, ~truth), labels=labels)
     return {"auc": auc(held_out["positive"], held_out["pool"])}
@@ -160,7 +170,7 @@ def run_true_negatives(config: Config, labelled: Arrays, pool: Arrays, truth: np
 
     No positive-unlabelled loss can do better with these labelled images than by knowing which of the pool to leave out.
     """
-    scorer = dataclasses.replace(config.scorer, **PARTS)
+    scorer = dataclasses.replace(config.scorer.frozen, **PARTS)
     weights, held_out = _fit(scorer, config, _inputs(labelled), _inputs(pool, ~truth), labels=labelled["labels"])
     positive_scores = jax.jit(functools.partial(score, scorer))(weights, _inputs(pool, truth)).mean(0)
     return {"auc": auc(np.asarray(positive_scores), held_out["pool"])}
@@ -174,7 +184,7 @@ def run_labelled_from_pool(config: Config, labelled: Arrays, pool: Arrays, truth
     rng = np.random.default_rng(config.seed)
     taken = np.zeros(len(truth), bool)
     taken[rng.choice(np.flatnonzero(truth), len(labelled["labels"]), replace=False)] = True
-    scorer = dataclasses.replace(config.scorer, **ALONE)
+    scorer = dataclasses.replace(config.scorer.frozen, **ALONE)
     labels = np.zeros(taken.sum(), np.int32)
     _, held_out = _fit(scorer, config, _inputs(pool, taken), _inputs(pool, ~taken), labels=labels)
     scores = held_out["pool"]
@@ -239,10 +249,9 @@ def main() -> None:
     parser.add_argument("--networks", choices=tuple(ablation.NETWORKS), default="cpu", help="cifar10: the teacher")
     parser.add_argument("--workdir", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--rows", nargs="*", help="only these")
-    parser.add_argument("--out", type=Path, default=ablation.RESULTS / "scorers.jsonl")
+    parser.add_argument("--out", type=Path, default=RESULTS / "scorers.jsonl")
     args = parser.parse_args()
     configure_backend()
-    done = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
     seen: dict[str, Arrays] = {}
     setting = {"networks": args.networks} if args.table == "cifar10" else {}
     for seed in range(args.seeds):
@@ -257,12 +266,10 @@ def main() -> None:
         every_label = functools.partial(every_labelled_output, config, seen) if config.data.full.kind else None
         for row, run in rows_of(config, labelled, pool, pool_source.truth, every_label).items():
             key = {**common, "row": row}
-            if (args.rows and row not in args.rows) or any(key.items() <= line.items() for line in done):
+            if (args.rows and row not in args.rows) or is_there(args.out, key):
                 continue
             line = key | run() | {"true_prior": float(pool_source.truth.mean())}
-            line |= {"device": jax.devices()[0].device_kind, **provenance()}
-            with args.out.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            append(args.out, line | {"device": jax.devices()[0].device_kind})
             print(f"{common} {row}: AUC {line['auc']:.4f}", flush=True)
 
 

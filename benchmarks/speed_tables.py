@@ -1,4 +1,4 @@
-"""The README's tables and bar charts of speed, from the result files; called by `benchmarks.tables`."""
+"""The tables and bar charts of speed, from the result files; called by `benchmarks.tables`."""
 
 from typing import Any
 
@@ -174,7 +174,7 @@ def figures(results: dict[str, list[dict]]) -> dict[str, str]:
 
 
 def tables(results: dict[str, list[dict]]) -> dict[str, str]:
-    """Return Markdown by the name of the README's mark: each table, and its chart where there is one."""
+    """Return Markdown by the name of the page's mark: each table, and its chart where there is one."""
     made = {"throughput": throughput_table, "input_pipeline": pipeline_table, "job": job_table}
-    links = {name: f"\n\n![bar chart](benchmarks/results/figures/{name}.svg)" for name in made}
+    links = {name: f"\n\n![bar chart](../benchmarks/results/figures/{name}.svg)" for name in made}
     return {name: table(results[name]) + (links[name] if results[name] else "") for name, table in made.items()}

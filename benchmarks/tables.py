@@ -1,11 +1,10 @@
-"""Write the tables of the README and of docs/method.md from the result files.
+"""Write the tables of docs/results.md and docs/benchmarks.md from the result files.
 
 python -m benchmarks.tables            # --check only compares
 """
 
 import argparse
 import collections
-import json
 import re
 import sys
 from pathlib import Path
@@ -13,11 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import speed_tables
-from benchmarks.ablation import RESULTS
 from benchmarks.charts import bar_chart
+from benchmarks.results_file import RESULTS
+from benchmarks.results_file import read as read_file
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "method.md")
+PAGES = (ROOT / "docs" / "results.md", ROOT / "docs" / "benchmarks.md")
 NAMES = {
     "labelled_only": "labelled images only",
     "random": "random pool images, pujax's recipe",
@@ -39,8 +39,7 @@ NAMES = {
 
 def read(table: str) -> list[dict]:
     """Return the result lines of a table."""
-    path = RESULTS / f"{table}.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return read_file(RESULTS / f"{table}.jsonl")
 
 
 def mean_sd(values: list[float], scale: float = 100, digits: int = 1) -> str:
@@ -179,7 +178,7 @@ def rows_of(lines: list[dict]) -> list[str]:
 
 
 def fill(text: str) -> str:
-    """Return README.md or docs/method.md with every marked table made anew."""
+    """Return a page with every marked table made anew."""
     tables = {
         "quickstart": accuracy_table(read("quickstart")),
         "cifar10_100": accuracy_table(cifar10_lines(100, 3000)),

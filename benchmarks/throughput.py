@@ -19,7 +19,6 @@ convolutions: neither side is credited for operations of its own making.
 
 import argparse
 import functools
-import json
 import multiprocessing
 import os
 import time
@@ -29,8 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.ablation import RESULTS
-from benchmarks.provenance import machine_state, provenance
+from benchmarks.results_file import RESULTS, append, machine_state
 
 CASES = ("scoring", "teacher_step", "finetune_step", "kd_step", "kd_step_cached")
 TOLERANCE = {"cpu": 1e-3}  # of the loss curves' relative difference; elsewhere 0.2, for bfloat16 rounds small losses
@@ -50,7 +48,7 @@ class JaxSide:
         from pujax.metrics import flops_per_image
         from pujax.models import PUScorer, create_classifier
         from pujax.optim import make_optimizer
-        from pujax.scorer import PUNet
+        from pujax.pu.scorer import PUNet
         from pujax.sharding import configure_backend, make_mesh, replicate
         from pujax.train import init_state, make_train_step
 
@@ -123,7 +121,8 @@ def _loss_fns(teacher: Any, student: Any, scorer: Any) -> dict[str, Any]:
     import jax.numpy as jnp
     import optax
 
-    from pujax.losses import kl_from_logits, nnpu_risk, robust_kd_paper
+    from pujax.kd_losses import kl_from_logits, robust_kd_paper
+    from pujax.pu.losses import nnpu_risk
 
     def apply(module: Any, params: Any, batch_stats: Any, images: jax.Array) -> Any:
         inputs = {"params": params, "batch_stats": batch_stats}
@@ -222,7 +221,7 @@ def measure(case: str, pair: tuple[str, str], args: argparse.Namespace) -> dict[
     line |= {"loss_difference": float(differences.max()), "device": device, "compile_mode": args.compile_mode}
     if device in PEAK_FLOPS:
         line["model_flops_utilisation"] = line["achieved_flops"] / PEAK_FLOPS[device]
-    return line | {"machine_before": before, "machine_after": machine_state(), **provenance()}
+    return line | {"machine_before": before, "machine_after": machine_state()}
 
 
 def make_batch(teacher: str, batch_size: int) -> dict[str, Any]:
@@ -250,12 +249,10 @@ def main() -> None:
     parser.add_argument("--compile_mode", default="max-autotune", help="of torch.compile on a GPU")
     parser.add_argument("--out", type=Path, default=RESULTS / "throughput.jsonl")
     args = parser.parse_args()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     for pair in args.pairs:
         for case in args.cases:
             line = measure(case, tuple(pair.split(":")), args)
-            with args.out.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            append(args.out, line)
             rates = ", ".join(f"{name} {value:,.0f}" for name, value in line["images_per_second"].items())
             print(f"{pair} {case}: {rates} images/s; {line['ratio_to_best']:.2f} of the best PyTorch", flush=True)
 

@@ -18,7 +18,8 @@ from torch import nn
 
 from configs import quickstart
 from pujax.data.embedded import embedded_path
-from pujax.data.sources import open_source, read_all
+from pujax.data.reading import read_or_fail
+from pujax.data.sources import open_source
 from pujax.metrics import auc
 from tests.reference import torch_models
 
@@ -28,7 +29,7 @@ WIDTHS = 6 + 16 + 120 + 84  # of LeNet-5's pooled features
 def tensors(config, part: str) -> tuple[torch.Tensor, np.ndarray | None]:
     """Return (normalised float32 [N, 1, 32, 32], labels or None) of a part of the quickstart's data."""
     source = open_source(getattr(config.data, part), config.data, labelled=part != "pool")
-    pixels = torch.from_numpy(read_all(source, what=part)).permute(0, 3, 1, 2).float() / 255
+    pixels = torch.from_numpy(read_or_fail(source, np.arange(len(source)), part)).permute(0, 3, 1, 2).float() / 255
     return (pixels - config.data.mean[0]) / config.data.std[0], source.labels
 
 

@@ -10,7 +10,18 @@ Data: TFDS `cifar10` and `imagenet_resized/32x32`, prepared once where there is 
 Hardware: one GPU of 16 GB or more. Expected result: not measured yet.
 """
 
-from pujax.config import Config, DataConfig, DistillConfig, MiningConfig, ScorerConfig, SourceConfig, TeacherConfig
+from pujax.config import (
+    Config,
+    DataConfig,
+    DistillConfig,
+    FrozenScorerConfig,
+    RunConfig,
+    ScoreConfig,
+    ScorerConfig,
+    SelectConfig,
+    SourceConfig,
+    TeacherConfig,
+)
 
 
 def get_config() -> Config:
@@ -30,21 +41,24 @@ def get_config() -> Config:
             model="cifar_resnet34", num_steps=78_000, batch_size=128, learning_rate=0.1, crop_padding=4, flip=True
         ),
         scorer=ScorerConfig(
-            num_steps=1000,
-            batch_size=512,
-            positives_per_batch=128,
-            learning_rate=0.05,
-            weight_decay=0.02,
-            hidden=64,
-            distance=1.5,
-            energy=1.0,
-            reliable_negatives=0.5,
-            quarter_turn=True,
-            flip=True,
+            frozen=FrozenScorerConfig(
+                num_steps=1000,
+                batch_size=512,
+                positives_per_batch=128,
+                learning_rate=0.05,
+                weight_decay=0.02,
+                hidden=64,
+                distance=1.5,
+                energy=1.0,
+                reliable_negatives=0.5,
+                quarter_turn=True,
+                flip=True,
+            )
         ),
         # Photographs of other cameras and sizes than CIFAR's: the estimate of the class prior does not hold across the
         # two, so the budget is given. Nor is being like the task enough there: the teacher should have an answer too.
-        mining=MiningConfig(batch_size=4096, shard_size=100_000, selection="mean_rank", budget=100_000),
+        score=ScoreConfig(shard_size=100_000),
+        select=SelectConfig(rule="mean_rank", budget=100_000),
         distill=DistillConfig(
             model="cifar_resnet18",
             num_steps=20_000,
@@ -54,5 +68,5 @@ def get_config() -> Config:
             flip=True,
         ),
         baselines=("random", "teacher_confidence", "full_data"),
-        checkpoint_every=2000,
+        run=RunConfig(inference_batch_size=4096, checkpoint_every=2000),
     )

@@ -1,6 +1,6 @@
 """How the teacher inside the package was trained: LeNet-5 on the 60,000 training images of Fashion-MNIST.
 
-    python benchmarks/build_embedded_data.py --raw_out raw
+    python tools/build_embedded_data.py --raw_out raw
     python -m pujax.launch --config configs/embedded_teacher.py --stages=teacher
     cp runs/embedded_teacher/teacher/teacher.safetensors pujax/data/embedded/teacher_lenet5.safetensors
 

@@ -8,7 +8,15 @@ Data: TFDS `fashion_mnist` and `emnist/balanced`, prepared once where there is a
 Hardware: a few CPU cores. Expected result: not measured yet.
 """
 
-from pujax.config import Config, DataConfig, DistillConfig, ScorerConfig, SourceConfig, TeacherConfig
+from pujax.config import (
+    Config,
+    DataConfig,
+    DistillConfig,
+    FrozenScorerConfig,
+    ScorerConfig,
+    SourceConfig,
+    TeacherConfig,
+)
 
 
 def get_config() -> Config:
@@ -25,7 +33,9 @@ def get_config() -> Config:
             full=SourceConfig(kind="tfds", name="fashion_mnist", split="train"),
         ),
         teacher=TeacherConfig(model="lenet5", num_steps=10_000, learning_rate=0.05, flip=True),
-        scorer=ScorerConfig(num_steps=1000, batch_size=320, learning_rate=0.05, weight_decay=0.1),
+        scorer=ScorerConfig(
+            frozen=FrozenScorerConfig(num_steps=1000, batch_size=320, learning_rate=0.05, weight_decay=0.1)
+        ),
         distill=DistillConfig(model="lenet5_half", num_steps=5000, learning_rate=0.1, flip=True, crop_padding=2),
         baselines=("labelled_only", "random", "teacher_confidence", "full_data"),
     )

@@ -10,7 +10,17 @@ next to the results: 150 kB an image, so 1.28 million take 193 GB.
 Hardware: one host with 8 accelerators, or a TPU slice. Expected result: not measured yet.
 """
 
-from pujax.config import Config, DataConfig, DistillConfig, MiningConfig, ScorerConfig, SourceConfig, TeacherConfig
+from pujax.config import (
+    Config,
+    DataConfig,
+    DistillConfig,
+    FrozenScorerConfig,
+    RunConfig,
+    ScoreConfig,
+    ScorerConfig,
+    SourceConfig,
+    TeacherConfig,
+)
 
 
 def get_config() -> Config:
@@ -30,11 +40,13 @@ def get_config() -> Config:
             model="resnet34", num_steps=450_000, batch_size=256, learning_rate=0.1, weight_decay=1e-4,
             crop_padding=16, flip=True,
         ),
-        scorer=ScorerConfig(num_steps=5000, batch_size=1024, learning_rate=0.05, pool_sample=200_000),
-        mining=MiningConfig(batch_size=1024, shard_size=20_000, selection="prior", max_unreadable=0.01),
+        scorer=ScorerConfig(
+            pool_sample=200_000, frozen=FrozenScorerConfig(num_steps=5000, batch_size=1024, learning_rate=0.05)
+        ),
+        score=ScoreConfig(shard_size=20_000),
         distill=DistillConfig(
             model="resnet18", num_steps=200_000, batch_size=512, learning_rate=0.2, weight_decay=1e-4,
             crop_padding=16, flip=True, warmup_steps=2000,
         ),
-        checkpoint_every=5000,
+        run=RunConfig(inference_batch_size=1024, checkpoint_every=5000),
     )  # fmt: skip

@@ -9,7 +9,15 @@ Data: TFDS `mnist` and `emnist/byclass`, prepared once where there is a network 
 Hardware: a few CPU cores. Expected result: not measured yet.
 """
 
-from pujax.config import Config, DataConfig, DistillConfig, ScorerConfig, SourceConfig, TeacherConfig
+from pujax.config import (
+    Config,
+    DataConfig,
+    DistillConfig,
+    FrozenScorerConfig,
+    ScorerConfig,
+    SourceConfig,
+    TeacherConfig,
+)
 
 
 def get_config() -> Config:
@@ -26,7 +34,9 @@ def get_config() -> Config:
             full=SourceConfig(kind="tfds", name="mnist", split="train"),
         ),
         teacher=TeacherConfig(model="lenet5", num_steps=5000, learning_rate=0.05, crop_padding=2),
-        scorer=ScorerConfig(num_steps=1000, batch_size=320, learning_rate=0.05, weight_decay=0.1),
+        scorer=ScorerConfig(
+            frozen=FrozenScorerConfig(num_steps=1000, batch_size=320, learning_rate=0.05, weight_decay=0.1)
+        ),
         distill=DistillConfig(model="lenet5_half", num_steps=5000, learning_rate=0.1, crop_padding=2),
         baselines=("labelled_only", "random", "teacher_confidence", "full_data"),
     )

@@ -9,7 +9,15 @@ digits and rendered letters. The student is LeNet-5-half.
 Hardware: two CPU cores, no accelerator. Expected time and accuracy: see the table in the README.
 """
 
-from pujax.config import Config, DataConfig, DistillConfig, ScorerConfig, SourceConfig, TeacherConfig
+from pujax.config import (
+    Config,
+    DataConfig,
+    DistillConfig,
+    FrozenScorerConfig,
+    ScorerConfig,
+    SourceConfig,
+    TeacherConfig,
+)
 
 
 def get_config() -> Config:
@@ -25,7 +33,9 @@ def get_config() -> Config:
             test=SourceConfig(kind="embedded", name="test"),
         ),
         teacher=TeacherConfig(model="lenet5", weights="embedded:teacher_lenet5.safetensors"),
-        scorer=ScorerConfig(num_steps=1000, batch_size=320, learning_rate=0.05, weight_decay=0.1),
+        scorer=ScorerConfig(
+            frozen=FrozenScorerConfig(num_steps=1000, batch_size=320, learning_rate=0.05, weight_decay=0.1)
+        ),
         distill=DistillConfig(
             model="lenet5_half",
             num_steps=1200,

@@ -1,4 +1,4 @@
-"""Every option of pujax: typed, documented dataclass fields, validated in one place.
+"""Every option of pujax: typed, documented dataclass fields, each with its range or choices beside it.
 
 A file in `configs/` returns a `Config`; `--config.a.b=value` overrides a field. Sizes are in pixels, rates are
 per optimiser step, `batch_size` is always the global batch over all devices of all processes.
@@ -7,202 +7,218 @@ per optimiser step, `batch_size` is always the global batch over all devices of 
 import dataclasses
 import difflib
 import math
+import numbers
 import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from pujax.losses import PU_LOSSES
-from pujax.models import CLASSIFIERS
-from pujax.selection import SELECTIONS
+from pujax.errors import UserError
 
 BASELINES = ("labelled_only", "random", "teacher_confidence", "all", "true_positives", "full_data")
 
 
-@dataclass
+def option(
+    default: Any,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    choices: tuple[str, ...] = (),
+    used_if: dict[str, tuple[Any, ...]] | None = None,
+) -> Any:
+    """Return a field with the values that it may take.
+
+    Args:
+        default: its value where nothing is given.
+        above: what numbers must be greater than.
+        at_least: what numbers must not be less than.
+        below: what numbers must be less than.
+        choices: the texts that it may be.
+        used_if: fields of the same group with the values that make this one count; otherwise it must keep its default.
+    """
+    rules = {"above": above, "at_least": at_least, "below": below, "choices": choices, "used_if": used_if}
+    return field(default=default, metadata={name: rule for name, rule in rules.items() if rule not in (None, ())})
+
+
+@dataclass(slots=True)
 class SourceConfig:
     """Where images come from; an empty `kind` means that there are none."""
 
-    kind: str = ""  # "embedded", "array" (.npz or .npy), "folder" or "tfds"
+    # "embedded", "array" (.npz or .npy), "folder" or "tfds"
+    kind: str = option("", choices=("", "embedded", "array", "folder", "tfds"))
     path: str = ""  # file or folder; for tfds the data_dir (empty: TFDS's own default)
     name: str = ""  # embedded: "labelled", "pool" or "test"; tfds: the dataset's name
     split: str = "train"  # tfds only
-    per_class: int = 0  # keep the first n images of every class; 0 keeps all
-    limit: int = 0  # keep the first n images; 0 keeps all
+    per_class: int = option(0, at_least=0)  # keep the first n images of every class; 0 keeps all
+    limit: int = option(0, at_least=0)  # keep the first n images; 0 keeps all
 
 
-@dataclass
+@dataclass(slots=True)
 class DataConfig:
     """The images of the task: what is labelled, what is to be mined, what measures the result."""
 
-    num_classes: int = 10
-    image_size: int = 32  # height and width that the networks see
+    num_classes: int = option(10, above=0)
+    image_size: int = option(32, above=0)  # height and width that the networks see
     channels: int = 3  # 1 grey, 3 RGB
     mean: tuple[float, ...] = (0.5,)  # of the pixels in [0, 1]; one number or one per channel
-    std: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = option((0.5,), above=0)
     labelled: SourceConfig = field(default_factory=SourceConfig)  # the few labelled images, the PU positives
     pool: SourceConfig = field(default_factory=SourceConfig)  # the unlabelled heap
     test: SourceConfig = field(default_factory=SourceConfig)  # labelled; measures, never chooses
     full: SourceConfig = field(default_factory=SourceConfig)  # whole labelled training set, where there is one
 
 
-@dataclass
-class TrainingConfig:
-    """One run of stochastic gradient descent; decay applies to every parameter, as in the released recipe."""
+@dataclass(slots=True)
+class OptimizerConfig:
+    """Stochastic gradient descent; weight decay applies to every parameter, as in the released recipe."""
 
-    batch_size: int = 128
-    num_steps: int = 1000
-    learning_rate: float = 0.1  # peak
-    momentum: float = 0.9
+    batch_size: int = option(128, above=0)
+    num_steps: int = option(1000, above=0)
+    learning_rate: float = option(0.1, above=0)  # peak
+    momentum: float = option(0.9, at_least=0, below=1)
     nesterov: bool = False
-    weight_decay: float = 5e-4
-    schedule: str = "cosine"  # "cosine" to zero, "step" or "constant"
-    milestones: tuple[float, ...] = (0.25, 0.5, 0.75)  # of num_steps; a "step" schedule divides by ten at each
-    warmup_steps: int = 0
-    crop_padding: int = 0  # zero padding before a random crop; 0 switches crops off; not in a frozen scorer
-    flip: bool = False  # random horizontal flips; in a frozen scorer, features averaged over both sides
-    steps_per_call: int = 1  # optimiser steps per dispatch; a frozen scorer takes all in one
+    weight_decay: float = option(5e-4, at_least=0)
+    schedule: str = option("cosine", choices=("cosine", "step", "constant"))  # cosine goes to zero
+    # Of num_steps; a "step" schedule divides by ten at each.
+    milestones: tuple[float, ...] = option((0.25, 0.5, 0.75), at_least=0, below=1, used_if={"schedule": ("step",)})
+    warmup_steps: int = option(0, at_least=0)
 
 
-@dataclass
+@dataclass(slots=True)
+class TrainingConfig(OptimizerConfig):
+    """Training a network on augmented images."""
+
+    crop_padding: int = option(0, at_least=0)  # zero padding before a random crop; 0 switches crops off
+    flip: bool = False  # random horizontal flips
+    steps_per_call: int = option(1, above=0)  # optimiser steps per dispatch
+
+
+@dataclass(slots=True)
 class TeacherConfig(TrainingConfig):
     """The network to compress: restored from `weights`, or trained here on `data.full`."""
 
-    model: str = ""  # see models.CLASSIFIERS
+    model: str = ""  # see models.CLASSIFIERS; may be empty where the weights file names it
     weights: str = ""  # a .safetensors file, "embedded:<file>", or empty to train
 
 
-@dataclass
-class ScorerConfig(TrainingConfig):
+_WITH_PRIOR = {"loss": ("balanced_nnpu", "nnpu")}  # the losses that know a class prior and a surrogate
+
+
+@dataclass(slots=True)
+class FrozenScorerConfig(OptimizerConfig):
+    """PU heads on stored features of the frozen teacher."""
+
+    loss: str = option("labelled_vs_unlabelled", choices=("labelled_vs_unlabelled", "balanced_nnpu", "nnpu"))
+    surrogate: str = option("logistic", choices=("logistic", "sigmoid"), used_if=_WITH_PRIOR)
+    beta: float = option(0.0, at_least=0, used_if=_WITH_PRIOR)  # tolerance before the negative risk is overfitted
+    gamma: float = option(1.0, at_least=0, used_if=_WITH_PRIOR)  # scale of the correcting gradient
+    positives_per_batch: int = option(64, above=0)  # fixed share of the batch
+    folds: int = option(5, at_least=2, below=101)  # heads trained crosswise, so that every score is held out
+    gate: bool = False  # squeeze-and-excitation gate over the features
+    hidden: int = option(0, at_least=0)  # width of the head's hidden layer; 0 is linear
+    flip: bool = False  # features averaged over the image and its mirror image
+    quarter_turn: bool = False  # also see the features of the image turned by 90 degrees; doubles the passes
+    feature_noise: float = option(0.1, at_least=0)  # standard deviation of noise on the standardised features
+    distance: float = option(0.0, at_least=0)  # weight of the relative Mahalanobis distance beside the head's logit
+    energy: float = option(0.0, at_least=0)  # weight of the log-sum-exp of the teacher's logits beside it
+    # Share of the pool, lowest-scored, to train against a second time; 0 trains once.
+    reliable_negatives: float = option(0.0, at_least=0, below=1)
+
+
+@dataclass(slots=True)
+class FinetunedScorerConfig(TrainingConfig):
+    """The teacher's whole backbone under a PU head, trained end to end, as released."""
+
+    loss: str = option("nnpu", choices=("labelled_vs_unlabelled", "balanced_nnpu", "nnpu"))
+    surrogate: str = option("sigmoid", choices=("logistic", "sigmoid"), used_if=_WITH_PRIOR)
+    beta: float = option(0.0, at_least=0, used_if=_WITH_PRIOR)  # tolerance before the negative risk is overfitted
+    gamma: float = option(1.0, at_least=0, used_if=_WITH_PRIOR)  # scale of the correcting gradient
+    positives_per_batch: int = option(0, at_least=0)  # fixed share of the batch; 0 draws uniformly, as released
+    gate: bool = True  # squeeze-and-excitation gate over the features
+    hidden: int = option(0, at_least=0)  # width of the head's hidden layer; 0 is linear, as released
+    holdout: float = option(0.2, above=0, below=1)  # share of positives and pool sample kept out of training
+
+
+@dataclass(slots=True)
+class ScorerConfig:
     """The positive-unlabelled classifier on the teacher's multi-scale features."""
 
-    mode: str = "frozen"  # "frozen": heads on stored features; "finetune": the whole backbone, as released
-    loss: str = "labelled_vs_unlabelled"  # see losses.PU_LOSSES
+    mode: str = option("frozen", choices=("frozen", "finetune"))  # which of the two groups below counts
     class_prior: str = "estimate"  # share of positives in the pool: "estimate" or a number in (0, 1)
-    surrogate: str = "logistic"  # "sigmoid" (released) or "logistic"
-    beta: float = 0.0  # nnPU: tolerance before the negative risk counts as overfitted
-    gamma: float = 1.0  # nnPU: scale of the correcting gradient
-    positives_per_batch: int = 64  # fixed share of the batch; 0 draws uniformly from labelled + pool, as released
-    pool_sample: int = 100_000  # pool images that the scorer trains on; 0 takes all
-    folds: int = 5  # frozen: heads trained crosswise, so that every score used for choosing is held out
-    gate: bool = False  # squeeze-and-excitation gate over the features
-    hidden: int = 0  # width of the head's hidden layer; 0 is linear, as released
-    quarter_turn: bool = False  # frozen: also see the features of the image turned by 90 degrees; doubles the passes
-    feature_noise: float = 0.1  # frozen: standard deviation of noise on the standardised features
-    distance: float = 0.0  # frozen: weight of the relative Mahalanobis distance beside the head's logit
-    energy: float = 0.0  # frozen: weight of the log-sum-exp of the teacher's logits beside the head's logit
-    reliable_negatives: float = 0.0  # frozen: share of the pool, lowest-scored, to train against again; 0 trains once
-    holdout: float = 0.2  # finetune: share of the positives kept out of training
+    pool_sample: int = option(100_000, at_least=0)  # pool images that the scorer trains on; 0 takes all
+    frozen: FrozenScorerConfig = field(default_factory=FrozenScorerConfig)
+    finetune: FinetunedScorerConfig = field(default_factory=FinetunedScorerConfig)
 
 
-@dataclass
-class MiningConfig:
-    """Scoring the pool, shard by shard, and choosing from the score table."""
+@dataclass(slots=True)
+class ScoreConfig:
+    """Scoring the pool, shard by shard."""
 
-    batch_size: int = 512
-    shard_size: int = 10_000  # images per shard: the unit of work and of retry
-    selection: str = "prior"  # see selection.SELECTIONS
-    threshold: float = 0.0  # of the score (the PU logit, unless parts are added to it), for "threshold"
-    budget: int = 0  # images to keep where a selection needs a number; 0 means class_prior x pool
-    max_unreadable: float = 0.0  # share of the pool that may fail to decode before the run stops
+    shard_size: int = option(10_000, above=0)  # images per shard: the unit of work and of retry
+    max_unreadable: float = option(0.1, at_least=0, below=1)  # share that may fail to decode before the run stops
 
 
-@dataclass
+_WITH_BUDGET = ("top_k", "class_balanced", "random", "teacher_confidence", "mean_rank")
+
+
+@dataclass(slots=True)
+class SelectConfig:
+    """Choosing from the score table."""
+
+    # see selection.RULES
+    rule: str = option("prior", choices=("prior", "threshold", *_WITH_BUDGET, "all"))
+    threshold: float = option(0.0, used_if={"rule": ("threshold",)})  # of the score
+    # Images to keep; 0 means class prior times pool.
+    budget: int = option(0, at_least=0, used_if={"rule": _WITH_BUDGET})
+
+
+@dataclass(slots=True)
 class DistillConfig(TrainingConfig):
     """Robust knowledge distillation from the teacher into the student."""
 
     model: str = ""  # see models.CLASSIFIERS
-    temperature: float = 4.0
-    class_weights: str = "none"  # "inverse_frequency" weighs by the teacher's class mass, as released
-    robust: str = "none"  # "paper": largest of perturbed weightings; "worst_case": exact inner maximum
-    epsilon: float = 0.1  # radius of the class-weight uncertainty
-    num_perturbations: int = 1  # members of the "paper" set beside the unperturbed one
-    labelled_per_batch: int = 0  # fixed share of the batch; 0 draws uniformly from labelled + mined
-    noise_adaptation: float = 0.0  # DFND: share of the teacher's classes that are right; 0 leaves its term out
-    label_weight: float = 0.0  # cross-entropy on the labelled images' own labels
-    cached_views: int = 0  # views an image, with the teacher's logits computed once; 0: new views, teacher in each step
+    temperature: float = option(4.0, above=0)
+    # "inverse_frequency" weighs by the teacher's class mass, as released
+    class_weights: str = option("none", choices=("none", "inverse_frequency"))
+    # "paper": largest of perturbed weightings; "worst_case": exact inner maximum
+    robust: str = option("none", choices=("none", "paper", "worst_case"))
+    # Radius of the class-weight uncertainty.
+    epsilon: float = option(0.1, at_least=0, used_if={"robust": ("paper", "worst_case")})
+    # Members of the "paper" set beside the unperturbed one.
+    num_perturbations: int = option(1, at_least=0, used_if={"robust": ("paper",)})
+    labelled_per_batch: int = option(0, at_least=0)  # fixed share of the batch; 0 draws uniformly
+    label_weight: float = option(0.0, at_least=0)  # cross-entropy on the labelled images' own labels
+    # Views an image, with the teacher's logits computed once; 0: new views, teacher in each step.
+    cached_views: int = option(0, at_least=0)
 
 
-@dataclass
+@dataclass(slots=True)
+class RunConfig:
+    """How the job is carried out and watched: nothing here changes what it computes, so all may differ on resume."""
+
+    inference_batch_size: int = option(512, above=0)  # of every forward pass that trains nothing
+    device_data_mb: int = option(4096, above=0)  # training images up to this size stay on the device
+    checkpoint_every: int = option(1000, above=0)  # steps
+    log_every: int = option(100, above=0)  # steps
+
+
+@dataclass(slots=True)
 class Config:
     """One whole job. Defaults are the simplest case, not a paper's setting."""
 
-    seed: int = 0
+    seed: int = option(0, at_least=0)
     data: DataConfig = field(default_factory=DataConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     scorer: ScorerConfig = field(default_factory=ScorerConfig)
-    mining: MiningConfig = field(default_factory=MiningConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    select: SelectConfig = field(default_factory=SelectConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
-    baselines: tuple[str, ...] = ()  # students to train for comparison, with the same number of updates
-    compute_dtype: str = "auto"  # "float32", "bfloat16" or "auto": bfloat16 on GPUs and TPUs
-    device_data_mb: int = 4096  # training images up to this size stay on the device
-    checkpoint_every: int = 1000  # steps
-    log_every: int = 100  # steps
-
-
-# Fields that change how a run is watched or carried out, not what it computes: they may differ on resume.
-RUN_ONLY_FIELDS = frozenset({"baselines", "device_data_mb", "checkpoint_every", "log_every"})
-
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "compute_dtype": ("auto", "float32", "bfloat16"),
-    "distill.class_weights": ("none", "inverse_frequency"),
-    "distill.robust": ("none", "paper", "worst_case"),
-    "mining.selection": tuple(SELECTIONS),
-    "scorer.loss": tuple(PU_LOSSES),
-    "scorer.mode": ("frozen", "finetune"),
-    "scorer.surrogate": ("sigmoid", "logistic"),
-    **{
-        f"data.{part}.kind": ("", "embedded", "array", "folder", "tfds")
-        for part in ("labelled", "pool", "test", "full")
-    },
-    **{f"{stage}.model": ("", *CLASSIFIERS) for stage in ("teacher", "distill")},
-    **{f"{stage}.schedule": ("cosine", "step", "constant") for stage in ("teacher", "scorer", "distill")},
-}
-_POSITIVE = [
-    "batch_size",
-    "num_steps",
-    "steps_per_call",
-    "shard_size",
-    "temperature",
-    "image_size",
-    "num_classes",
-    "checkpoint_every",
-    "log_every",
-    "std",
-    "learning_rate",
-    "device_data_mb",
-]
-_SHARES = [
-    "momentum",
-    "holdout",
-    "max_unreadable",
-    "milestones",
-    "noise_adaptation",
-    "reliable_negatives",
-]
-_NOT_NEGATIVE = [
-    "weight_decay",
-    "crop_padding",
-    "per_class",
-    "limit",
-    "pool_sample",
-    "hidden",
-    "budget",
-    "epsilon",
-    "label_weight",
-    "cached_views",
-    "warmup_steps",
-    "beta",
-    "gamma",
-    "positives_per_batch",
-    "labelled_per_batch",
-    "feature_noise",
-    "num_perturbations",
-    "distance",
-    "energy",
-    "seed",
-]
+    baselines: tuple[str, ...] = option((), choices=BASELINES)  # students to train for comparison, same updates
+    # "auto": bfloat16 on GPUs and TPUs
+    compute_dtype: str = option("auto", choices=("auto", "float32", "bfloat16"))
+    run: RunConfig = field(default_factory=RunConfig)
 
 
 def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -216,9 +232,9 @@ def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def require_known_field(path: str) -> None:
-    """Raise ValueError, with a suggestion, unless "a.b.c" names a field of `Config`."""
+    """Raise UserError, with a suggestion, unless "a.b.c" names a field of `Config`."""
     known = [name for name, _ in flatten(Config())]
-    groups = {name.rsplit(".", 1)[0] for name in known if "." in name}
+    groups = {".".join(parts[:n]) for parts in (name.split(".") for name in known) for n in range(1, len(parts))}
     if path in known or path in groups:
         return
     leaves = {name.rsplit(".", 1)[-1]: name for name in known}
@@ -226,25 +242,7 @@ def require_known_field(path: str) -> None:
         leaves[leaf] for leaf in difflib.get_close_matches(path.rsplit(".", 1)[-1], leaves, 1)
     ]
     hint = f"; did you mean --config.{close[0]}?" if close else ""
-    raise ValueError(f"there is no option --config.{path}{hint}")
-
-
-def _convert_tuples(config: Any, prefix: str = "") -> Any:
-    """Return a copy in which "a,b" given for a tuple field has become ("a", "b")."""
-    hints, changes = typing.get_type_hints(type(config)), {}
-    for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        if dataclasses.is_dataclass(value):
-            changes[item.name] = _convert_tuples(value, f"{prefix}{item.name}.")
-        elif isinstance(hints[item.name], types.GenericAlias):
-            kind = typing.get_args(hints[item.name])[0]
-            parts = [part for entry in value for part in (entry.split(",") if isinstance(entry, str) else [entry])]
-            try:
-                changes[item.name] = tuple(kind(part) for part in parts if part != "")
-            except ValueError as error:
-                given = ",".join(map(str, parts))
-                raise ValueError(f"{prefix}{item.name} is {given}; give numbers as a,b,c") from error
-    return dataclasses.replace(config, **changes)
+    raise UserError(f"there is no option --config.{path}{hint}")
 
 
 def given_class_prior(config: ScorerConfig) -> float | None:
@@ -256,52 +254,108 @@ def resolve(config: Config) -> Config:
     """Return the config with tuples split and every value checked.
 
     Raises:
-        ValueError: a value is out of range; the message names field, value and remedy.
+        UserError: a value is of the wrong type, out of range or not used; the message names field, value and remedy.
     """
-    config = _convert_tuples(config)
-    for name, value in flatten(config):
-        _check_leaf(name, value)
+    config = _resolve_group(config, "")
     _check_class_prior(config.scorer)
-    for name in config.baselines:
-        if name not in BASELINES:
-            raise ValueError(f"baselines contains {name!r}; choose from {', '.join(BASELINES)}")
+    unused = "finetune" if config.scorer.mode == "frozen" else "frozen"
+    for name, value in flatten(getattr(config.scorer, unused)):
+        if value != getattr(getattr(Config().scorer, unused), name):
+            raise UserError(
+                f"scorer.{unused}.{name} is {value!r}, but scorer.mode is {config.scorer.mode}; leave it out"
+            )
     if config.data.channels not in (1, 3):
-        raise ValueError(f"data.channels is {config.data.channels}; use 1 (grey) or 3 (RGB)")
+        raise UserError(f"data.channels is {config.data.channels}; use 1 (grey) or 3 (RGB)")
     for name in ("mean", "std"):
         if len(getattr(config.data, name)) not in (1, config.data.channels):
-            raise ValueError(f"data.{name} needs one number, or one for each of the {config.data.channels} channels")
-    for stage in ("teacher", "scorer", "distill"):
-        training = getattr(config, stage)
+            raise UserError(f"data.{name} needs one number, or one for each of the {config.data.channels} channels")
+    for stage, training in (("teacher", config.teacher), ("scorer.finetune", config.scorer.finetune),
+                            ("distill", config.distill)):  # fmt: skip
         if training.num_steps % training.steps_per_call:
-            raise ValueError(
+            raise UserError(
                 f"{stage}.num_steps is {training.num_steps}, not a multiple of {stage}.steps_per_call "
                 f"({training.steps_per_call})"
             )
-    if not 2 <= config.scorer.folds <= 100:
-        raise ValueError(f"scorer.folds is {config.scorer.folds}; use 2 to 100")
-    for stage, share in (("scorer", "positives_per_batch"), ("distill", "labelled_per_batch")):
-        count, batch_size = getattr(getattr(config, stage), share), getattr(config, stage).batch_size
-        if not 0 <= count < batch_size:
-            raise ValueError(f"{stage}.{share} is {count}; it must be less than {stage}.batch_size ({batch_size})")
+    shares = (("scorer.frozen.positives_per_batch", config.scorer.frozen.batch_size),
+              ("scorer.finetune.positives_per_batch", config.scorer.finetune.batch_size),
+              ("distill.labelled_per_batch", config.distill.batch_size))  # fmt: skip
+    for name, batch_size in shares:
+        count = dict(flatten(config))[name]
+        if count >= batch_size:
+            group = name.rsplit(".", 1)[0]
+            raise UserError(f"{name} is {count}; it must be less than {group}.batch_size ({batch_size})")
     return config
 
 
-def _check_leaf(name: str, value: Any) -> None:
-    if name in _CHOICES and value not in _CHOICES[name]:
-        close = difflib.get_close_matches(str(value), _CHOICES[name], 1)
+def _resolve_group(group: Any, prefix: str) -> Any:
+    """Return a copy of a group with every field checked by its annotation and its rules."""
+    hints, changes = typing.get_type_hints(type(group)), {}
+    for item in dataclasses.fields(group):
+        name, value, hint = prefix + item.name, getattr(group, item.name), hints[item.name]
+        if dataclasses.is_dataclass(hint):
+            if not isinstance(value, hint):
+                raise UserError(f"{name} is {value!r}; it must be a {hint.__name__}")
+            changes[item.name] = _resolve_group(value, f"{name}.")
+        else:
+            changes[item.name] = value = _typed(name, value, hint)
+            for entry in value if isinstance(value, tuple) else (value,):
+                _check_rules(name, entry, item.metadata)
+    for item in dataclasses.fields(group):
+        _check_used(group, item, prefix)
+    return dataclasses.replace(group, **changes)
+
+
+def _typed(name: str, value: Any, hint: Any) -> Any:
+    """Return the value if it is of the annotated type; "a,b" given for a tuple becomes ("a", "b")."""
+    if isinstance(hint, types.GenericAlias):
+        return _tuple(name, value, typing.get_args(hint)[0])
+    if name == "scorer.class_prior" and isinstance(value, float):
+        return repr(value)
+    kinds = {bool: bool, int: numbers.Integral, float: numbers.Real, str: str}
+    if not isinstance(value, kinds[hint]) or (isinstance(value, bool) and hint is not bool):
+        what = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}[hint]
+        raise UserError(f"{name} is {value!r}; give {what}")
+    return value
+
+
+def _tuple(name: str, value: Any, kind: type) -> tuple:
+    entries = value if isinstance(value, tuple | list) else (value,) if isinstance(value, str) else None
+    try:
+        parts = [part for entry in entries for part in (entry.split(",") if isinstance(entry, str) else [entry])]
+        return tuple(kind(part) for part in parts if part != "")
+    except (TypeError, ValueError) as error:
+        given = ",".join(map(str, value)) if isinstance(value, tuple | list) else value
+        what = "numbers as a,b,c" if kind is float else "names as a,b,c"
+        raise UserError(f"{name} is {given}; give {what}") from error
+
+
+def _check_rules(name: str, value: Any, rules: Any) -> None:
+    """Raise UserError unless the value of a leaf keeps the rules beside its field."""
+    if "choices" in rules and value not in rules["choices"]:
+        close = difflib.get_close_matches(str(value), rules["choices"], 1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        choices = ", ".join(choice for choice in _CHOICES[name] if choice)
-        raise ValueError(f"{name} is {value!r}; {hint}choose from {choices}")
-    leaf = name.rsplit(".", 1)[-1]
-    for number in value if isinstance(value, tuple) else (value,):
-        if isinstance(number, float) and not math.isfinite(number):
-            raise ValueError(f"{name} is {number}; give a finite number")
-        if leaf in _POSITIVE and number <= 0:
-            raise ValueError(f"{name} is {number}; it must be greater than 0")
-        if leaf in _NOT_NEGATIVE and number < 0:
-            raise ValueError(f"{name} is {number}; it must not be negative")
-        if leaf in _SHARES and not 0 <= number < 1:
-            raise ValueError(f"{name} is {number}; it must be at least 0 and less than 1")
+        choices = ", ".join(choice for choice in rules["choices"] if choice)
+        verb = "contains" if name == "baselines" else "is"
+        raise UserError(f"{name} {verb} {value!r}; {hint}choose from {choices}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name} is {value}; give a finite number")
+    if "above" in rules and not value > rules["above"]:
+        raise UserError(f"{name} is {value}; it must be greater than {rules['above']}")
+    if "at_least" in rules and not value >= rules["at_least"]:
+        raise UserError(f"{name} is {value}; it must be at least {rules['at_least']}")
+    if "below" in rules and not value < rules["below"]:
+        raise UserError(f"{name} is {value}; it must be less than {rules['below']}")
+
+
+def _check_used(group: Any, item: dataclasses.Field, prefix: str) -> None:
+    """Raise UserError if a field is set though another one makes it count for nothing."""
+    value = getattr(group, item.name)
+    for other, values in item.metadata.get("used_if", {}).items():
+        if value != item.default and getattr(group, other) not in values:
+            raise UserError(
+                f"{prefix}{item.name} is {value!r}, but {prefix}{other} is {getattr(group, other)!r}, which does not "
+                f"use it; leave it out, or set {prefix}{other} to {' or '.join(map(str, values))}"
+            )
 
 
 def _check_class_prior(config: ScorerConfig) -> None:
@@ -310,4 +364,4 @@ def _check_class_prior(config: ScorerConfig) -> None:
     except ValueError:
         prior = math.nan
     if prior is not None and not 0 < prior < 1:
-        raise ValueError(f"scorer.class_prior is {config.class_prior!r}; use 'estimate' or a number between 0 and 1")
+        raise UserError(f"scorer.class_prior is {config.class_prior!r}; use 'estimate' or a number between 0 and 1")

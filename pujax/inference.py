@@ -10,23 +10,18 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from pujax.config import Config
-from pujax.data.sources import ImageSource, read_or_fail
-from pujax.data.transforms import normalize
-from pujax.metrics import Progress
-from pujax.sharding import shard_batch
+from pujax.data.reading import read_or_fail
+from pujax.data.sources import ImageSource
+from pujax.networks import Network
+from pujax.progress import Progress
+from pujax.sharding import replicate, shard_batch
 
 
-def compute_dtype(config: Config) -> jnp.dtype:
+def resolve_dtype(name: str) -> jnp.dtype:
     """Return the dtype that networks compute in; parameters, BatchNorm statistics and losses stay float32."""
-    if config.compute_dtype == "auto":
+    if name == "auto":
         return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
-    return jnp.dtype(config.compute_dtype)
-
-
-def prepare(config: Config, images: jax.Array) -> jax.Array:
-    """Return uint8 [B, H, W, C] images as the normalised floats that networks take."""
-    return normalize(images, config.data.mean, config.data.std)
+    return jnp.dtype(name)
 
 
 def map_images(
@@ -44,7 +39,8 @@ def map_images(
     Args:
         fn: `(arguments, what `read` returned) -> dict of [B, ...]`; compiled here, once.
         arguments: arrays for `fn`, on the mesh.
-        read: `indices [n] -> uint8 [n, H, W, C]`, or a dict of [n, ...]; called in another thread, one batch ahead.
+        read: `indices [n] -> uint8 [n, H, W, C]`, or a dict of [n, ...]; called in another thread, one batch ahead,
+            once for every image; n may be 0 where a process has no part in the last batch.
         num_images: how many images there are.
         batch_size: global; rounded up to split over the mesh.
         mesh: devices. Where it spans processes each reads its own part of every batch, and all get every output.
@@ -52,33 +48,45 @@ def map_images(
 
     Returns:
         Dict of [num_images, ...] arrays.
+
+    Raises:
+        RuntimeError: rows came back in another order than they were sent in.
     """
     batch_size = min(batch_size, num_images)
     batch_size += -batch_size % mesh.size
     starts = range(0, num_images, batch_size)
     processes = sorted({device.process_index for device in mesh.devices.flat})
     part, own = batch_size // len(processes), processes.index(jax.process_index())
-    compiled = jax.jit(fn, out_shardings=NamedSharding(mesh, P()))
 
-    def read_part(start: int) -> Any:
+    def run(arguments: Any, rows: jax.Array, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+        return rows, fn(arguments, batch)
+
+    compiled = jax.jit(run, out_shardings=NamedSharding(mesh, P()))
+
+    def read_part(start: int) -> tuple[np.ndarray, Any]:
+        """Return this process's rows of a batch, and what is read for them, filled up with zeros to a full part."""
         rows = start + own * part + np.arange(part)
-        return read(np.minimum(rows, num_images - 1))  # the last batch is filled up with its last image, and cut below
+        images = read(rows[rows < num_images])
+        return rows, jax.tree.map(lambda x: np.pad(x, [(0, part - len(x)), *[(0, 0)] * (x.ndim - 1)]), images)
 
     outputs: list[dict[str, np.ndarray]] = []
 
-    def collect(start: int, output: dict[str, jax.Array]) -> None:
+    def collect(start: int, rows: jax.Array, output: dict[str, jax.Array]) -> None:
+        if not np.array_equal(rows, start + np.arange(batch_size)):
+            raise RuntimeError("rows of a batch came back in another order; the mesh must list devices by process")
         count = min(batch_size, num_images - start)
         outputs.append({name: np.asarray(value)[:count] for name, value in output.items()})
         if progress:
             progress.advance(count)
 
-    waiting: list[tuple[int, dict[str, jax.Array]]] = []
+    waiting: list[tuple[int, jax.Array, dict[str, jax.Array]]] = []
     with ThreadPoolExecutor(1) as reader:
         following = reader.submit(read_part, 0)
         for start in starts:
-            images = following.result()
-            following = reader.submit(read_part, min(start + batch_size, starts[-1]))
-            waiting.append((start, compiled(arguments, shard_batch(mesh, images))))
+            rows, images = following.result()
+            if start + batch_size < num_images:
+                following = reader.submit(read_part, start + batch_size)
+            waiting.append((start, *compiled(arguments, shard_batch(mesh, rows), shard_batch(mesh, images))))
             if len(waiting) > 1:
                 collect(*waiting.pop(0))
     for item in waiting:
@@ -88,15 +96,15 @@ def map_images(
     return result
 
 
-def accuracy(config: Config, module: Any, variables: Any, test: ImageSource, mesh: Mesh) -> float:
+def accuracy(network: Network, test: ImageSource, *, mesh: Mesh, batch_size: int) -> float:
     """Return the share of a labelled source's images that the network puts into their class."""
 
     def predict(variables: Any, batch: jax.Array) -> dict[str, jax.Array]:
-        logits, _ = module.apply(variables, prepare(config, batch), train=False)
-        return {"label": jnp.argmax(logits, axis=-1)}
+        return {"label": jnp.argmax(network.logits(variables, batch), axis=-1)}
 
     def read(rows: np.ndarray) -> np.ndarray:
         return read_or_fail(test, rows, "data.test")
 
-    predicted = map_images(predict, variables, read, len(test), batch_size=config.mining.batch_size, mesh=mesh)
+    variables = replicate(mesh, network.variables)
+    predicted = map_images(predict, variables, read, len(test), batch_size=batch_size, mesh=mesh)
     return float(np.mean(predicted["label"] == test.labels))

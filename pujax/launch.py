@@ -1,5 +1,6 @@
 """The command line: `python -m pujax.launch --config configs/quickstart.py [--config.a.b=value ...]`."""
 
+import errno
 import os
 import re
 import sys
@@ -8,10 +9,13 @@ from pathlib import Path
 
 import jax
 from absl import app, flags, logging
+from etils import epath
 from ml_collections import config_flags
 
 from pujax import pipeline, plan
+from pujax.artifacts import Workdir
 from pujax.config import Config, require_known_field, resolve
+from pujax.errors import UserError
 from pujax.sharding import configure_backend, is_main_process
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe: a Python file with get_config().", lock_config=True)
@@ -23,13 +27,13 @@ _USAGE = """pujax: compress an image classifier with a few labelled images and a
 
   python -m pujax.launch --config configs/quickstart.py
   python -m pujax.launch --config configs/cifar10.py --workdir runs/a --config.distill.num_steps=500
-  python -m pujax.launch --config configs/quickstart.py --stages=mine,distill --dry_run
+  python -m pujax.launch --config configs/quickstart.py --stages=score,select --dry_run
 
 Options of a recipe are the fields in pujax/config.py, given as --config.<field>=<value>; lists as a,b,c.
 The same command continues a run that was stopped. Exit status: 0 done, 2 the input is wrong, 1 anything else.
 
   --config    recipe, a Python file with get_config(); see configs/
-  --workdir   folder for all results (default: runs/<name of the recipe>)
+  --workdir   folder for all results, local, gs:// or s3:// (default: runs/<name of the recipe>)
   --stages    stages to run (default: all): """ + ", ".join(pipeline.STAGES) + """
   --dry_run   check files, classes, shapes and memory without training, and print the plan
 """  # fmt: skip
@@ -44,28 +48,29 @@ def main(argv: list[str]) -> None:
     if _DRY_RUN.value:
         report = plan.describe(config, workdir, stages)
     else:
-        verdict = pipeline.verdict(pipeline.run(config, workdir, stages))
-        report = f"\n{verdict}summary: {workdir / 'summary.json'}"
+        verdict = pipeline.verdict(pipeline.run(config, workdir.root, stages))
+        report = f"\n{verdict}summary: {workdir.summary}"
     if is_main_process():
         print(report)
 
 
-def _read_flags(argv: list[str]) -> tuple[Config, Path, tuple[str, ...]]:
+def _read_flags(argv: list[str]) -> tuple[Config, Workdir, tuple[str, ...]]:
     if len(argv) > 1:
-        raise ValueError(f"unexpected argument {argv[1]!r}; options start with --")
+        raise UserError(f"unexpected argument {argv[1]!r}; options start with --")
     if _CONFIG.value is None:
-        raise ValueError("no --config; try --config configs/quickstart.py, or --help")
+        raise UserError("no --config; try --config configs/quickstart.py, or --help")
     path = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
     if not isinstance(_CONFIG.value, Config):
-        raise ValueError(f"{path}: get_config() must return a pujax.config.Config, not {type(_CONFIG.value).__name__}")
+        raise UserError(f"{path}: get_config() must return a pujax.config.Config, not {type(_CONFIG.value).__name__}")
     for stage in _STAGES.value or [""]:
         if stage not in pipeline.STAGES:
-            raise ValueError(f"there is no stage {stage!r}; choose from {', '.join(pipeline.STAGES)}")
-    return resolve(_CONFIG.value), Path(_WORKDIR.value or Path("runs") / path.stem), tuple(_STAGES.value)
+            raise UserError(f"there is no stage {stage!r}; choose from {', '.join(pipeline.STAGES)}")
+    workdir = Workdir(epath.Path(_WORKDIR.value or Path("runs") / path.stem))
+    return resolve(_CONFIG.value), workdir, tuple(_STAGES.value)
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """Parse flags; the user's mistakes become ValueErrors that name the option."""
+    """Parse flags; the user's mistakes become UserErrors that name the option."""
     if {"--help", "-h", "-help", "--helpfull", "--helpshort"} & set(argv[1:]):
         print(_USAGE)
         sys.exit(0)
@@ -74,16 +79,26 @@ def _parse(argv: list[str]) -> list[str]:
             require_known_field(match.group(1))
     if "--config" in argv and (at := argv.index("--config") + 1) < len(argv):
         argv = [*argv[: at - 1], f"--config={argv[at]}", *argv[at + 1 :]]
+    sys.argv = argv = _begin_sources_anew(argv)  # ml_collections reads the overrides there
     recipe = next((Path(a.removeprefix("--config=")) for a in argv[1:] if a.startswith("--config=")), None)
     if recipe and not recipe.is_file():
-        raise FileNotFoundError(f"there is no config file {recipe}")
+        raise UserError(f"there is no config file {recipe}")
     try:
         return flags.FLAGS(argv)
     except Exception as error:  # whatever a recipe raises
         where = _place_in_recipe(error, recipe) if recipe else ""
         if not where and not isinstance(error, flags.Error | ValueError):
             raise
-        raise ValueError(where or str(error)) from error
+        raise UserError(where or str(error)) from error
+
+
+def _begin_sources_anew(argv: list[str]) -> list[str]:
+    """Clear what a recipe says of a source whose kind is given: what it says of another kind would be refused."""
+    found = [re.match(r"--?config\.data\.(\w+)\.kind=.", argument) for argument in argv]
+    parts = [match.group(1) for match in found if match]
+    empty = [f"--config.data.{part}.{field}" for part in parts for field in ("name=", "path=", "split=train")]
+    recipes = [argument for argument in argv[1:] if argument.startswith("--config=")]
+    return [argv[0], *recipes, *empty, *(argument for argument in argv[1:] if argument not in recipes)]
 
 
 def _place_in_recipe(error: BaseException, recipe: Path) -> str:
@@ -105,7 +120,7 @@ def _initialize_distributed() -> None:
     """Join the other processes, where the environment says that there are any.
 
     Raises:
-        ValueError: the devices belong to several processes that have not joined.
+        UserError: the devices belong to several processes that have not joined.
     """
     if address := os.environ.get("JAX_COORDINATOR_ADDRESS"):
         jax.distributed.initialize(address, int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"]))
@@ -116,7 +131,7 @@ def _initialize_distributed() -> None:
     ):
         jax.distributed.initialize()
     if jax.process_count() > 1 and not jax.distributed.is_initialized():
-        raise ValueError(f"this is one of {jax.process_count()} processes; set PUJAX_DISTRIBUTED=1 on all of them")
+        raise UserError(f"this is one of {jax.process_count()} processes; set PUJAX_DISTRIBUTED=1 on all of them")
 
 
 def run() -> None:
@@ -125,20 +140,26 @@ def run() -> None:
         app.run(main, flags_parser=_parse)
     except KeyboardInterrupt:
         _fail("stopped; the same command continues the run", 1)
+    except UserError as error:
+        _fail(error, 2)
     except FloatingPointError as error:
         _fail(error, 1)
-    except (ValueError, OSError) as error:
+    except Exception as error:
+        if full := _full_disk(error):
+            _fail(full, 1)
         if isinstance(error, OSError) and error.filename:
-            _fail(f"{error.filename}: {error.strerror}", 2)
-        if not _is_ours(error):
-            raise
-        _fail(error, 2)
+            _fail(f"{error.filename}: {error.strerror}; the same command continues the run", 1)
+        raise
 
 
-def _is_ours(error: Exception) -> bool:
-    """Whether pujax itself raised the error; one from inside a library keeps its traceback."""
-    origin = traceback.extract_tb(error.__traceback__)[-1].filename
-    return Path(origin).resolve().is_relative_to(Path(__file__).resolve().parent)
+def _full_disk(error: BaseException | None) -> str:
+    """Return one line if a full disk is what an error came from, whichever library met it; else ""."""
+    while error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+            where = getattr(error, "filename", None) or "the work directory"
+            return f"no space left on the disk of {where}; make room, and the same command continues the run"
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def _fail(error: Exception | str, status: int) -> None:

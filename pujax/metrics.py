@@ -1,14 +1,12 @@
-"""Numbers about models and runs: accuracy, AUC, cost, progress lines and the metrics log."""
+"""Numbers about models and runs: AUC, size, cost, and the log of metrics."""
 
 import json
-import sys
-import time
+import math
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from pujax.models.layers import plain_convolutions
 
@@ -26,17 +24,49 @@ def auc(positive_scores: np.ndarray, other_scores: np.ndarray) -> float:
     return float(np.mean(below + not_above) / (2 * len(others)))
 
 
+def precision_and_recall(truth: np.ndarray | None, chosen: np.ndarray) -> dict[str, float]:
+    """Return precision and recall of the chosen indices [n]; nothing without truth, bool [N], for evaluation."""
+    if truth is None:
+        return {}
+    hits, positives = int(truth[chosen].sum()), int(truth.sum())
+    return {"precision": hits / len(chosen), **({"recall": hits / positives} if positives else {})}
+
+
 def num_params(variables: Any) -> int:
     """Count trainable parameters."""
     return int(sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"])))
 
 
 def flops_per_image(module: Any, variables: Any, image_shape: tuple[int, ...]) -> float:
-    """Return the floating-point operations of one forward pass, as XLA counts them before optimisation."""
+    """Return the floating-point operations of one forward pass: those of convolutions and matrix products, two a
+    multiply-add. They are counted in the traced program, so every backend gives the same number.
+
+    Args:
+        module: `apply(variables, images, train=False)`.
+        variables: arrays or their shapes.
+        image_shape: (height, width, channels).
+    """
     image = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
     with plain_convolutions():
-        lowered = jax.jit(lambda v, x: module.apply(v, x, train=False)[0]).lower(variables, image)
-    return float((lowered.cost_analysis() or {}).get("flops", 0.0))
+        program = jax.make_jaxpr(lambda v, x: module.apply(v, x, train=False)[0])(variables, image)
+    return float(_count_flops(program.jaxpr))
+
+
+def _count_flops(program: Any) -> int:
+    """Count the operations of a jaxpr and of those inside it."""
+    total = 0
+    for equation in program.eqns:
+        inner = [getattr(value, "jaxpr", value) for value in equation.params.values()]
+        total += sum(_count_flops(value) for value in inner if hasattr(value, "eqns"))
+        name, size = equation.primitive.name, math.prod(equation.outvars[0].aval.shape)
+        if name == "conv_general_dilated":
+            kernel = equation.invars[1].aval.shape
+            features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+            total += 2 * size * math.prod(kernel) // features
+        elif name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            total += 2 * size * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+    return total
 
 
 class MetricsLog:
@@ -64,37 +94,3 @@ class MetricsLog:
             self._file.close()
         if self._tensorboard:
             self._tensorboard.close()
-
-
-class Progress:
-    """A bar with rate and time left on a terminal; elsewhere a plain line every ten seconds."""
-
-    def __init__(self, name: str, total: int, unit: str, *, initial: int = 0, enabled: bool = True):
-        self._name, self._total, self._unit, self._done = name, total, unit, initial
-        self._started, self._initial, self._next_line = time.monotonic(), initial, time.monotonic() + 10
-        on_terminal = sys.stderr.isatty()
-        self._lines = enabled and not on_terminal
-        self._bar = tqdm(
-            desc=name, total=total, unit=unit, initial=initial, disable=not (enabled and on_terminal), leave=False
-        )
-
-    def advance(self, count: int, note: str = "") -> None:
-        """Count `count` more units as done; `note` is shown beside them."""
-        self._done += count
-        self._bar.update(count)
-        if note:
-            self._bar.set_postfix_str(note, refresh=False)
-        if self._lines and time.monotonic() >= self._next_line:
-            rate = self.rate()
-            left = (self._total - self._done) / rate if rate else float("inf")
-            line = f"{self._name}: {self._done}/{self._total} {self._unit}, {rate:.1f}/s, {left:.0f} s left {note}"
-            print(line, file=sys.stderr, flush=True)
-            self._next_line = time.monotonic() + 10
-
-    def rate(self) -> float:
-        """Return units per second so far."""
-        return (self._done - self._initial) / max(time.monotonic() - self._started, 1e-9)
-
-    def close(self) -> None:
-        """Remove the bar."""
-        self._bar.close()

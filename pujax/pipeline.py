@@ -1,216 +1,349 @@
 """The order of the stages: what runs, what is skipped because it is done, and the summary.
 
-Each stage owns a folder of the work directory. `INPUTS.json`, written first, records every option and every data
-source that its results depend on, its own and those of the stages before it; `DONE.json`, written last, holds its
-summary block. A folder made from other inputs is never reused: the run stops and names the field that differs.
+Each stage owns a folder of the work directory, and so does each baseline. `INPUTS.json`, written first, records every
+option and the content of every source that its results depend on, its own and those of the stages before it, and the
+results version of each; `DONE.json`, written last, holds its summary block.
+
+Teacher, scorer and score table that were made from other inputs are refused by the name of what differs. The choice and
+the students follow the options instead: what was made from others is set aside under `previous/`, and comes back
+with them.
 """
 
 import dataclasses
+import hashlib
 import importlib.metadata
+import json
 import platform
+import shutil
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+from etils import epath
 
-from pujax import baselines, distill, mining, scorer, teacher
-from pujax.checkpoint import load_json, save_json
-from pujax.config import RUN_ONLY_FIELDS, Config, flatten
+import pujax
+from pujax import artifacts
+from pujax.artifacts import Workdir, load_json, save_json, write_atomic
+from pujax.config import Config, flatten
 from pujax.data.sources import ImageSource, open_source
+from pujax.errors import UserError
+from pujax.inference import resolve_dtype
+from pujax.job import Job
+from pujax.lock import locked
 from pujax.metrics import MetricsLog
 from pujax.models import CLASSIFIERS
+from pujax.networks import check_class_names
+from pujax.pu.heads import check_enough
 from pujax.sharding import barrier, check_divisible, is_main_process, make_mesh
+from pujax.stages import baselines, distill, score, scorer, select, teacher
 
-STAGES = ("teacher", "scorer", "mine", "distill", "baselines")
+STAGES = ("teacher", "scorer", "score", "select", "distill", "baselines")
+PARTS = ("full", "test", "labelled", "pool")
 
-# What a stage's own work depends on; it depends on everything before it as well.
-_DATA_FIELDS = tuple(
-    f"data.{name}" for name in ("num_classes", "image_size", "channels", "mean", "std", "full.", "test.")
-)
-_FIELDS = {
-    "teacher": ("seed", "compute_dtype", "teacher.", *_DATA_FIELDS),
-    "scorer": ("scorer.", "data.labelled.", "data.pool."),
-    "mine": ("mining.",),
-    "distill": ("distill.",),
-}
-_SOURCES = {"teacher": ("full", "test"), "scorer": ("labelled", "pool")}
 _BEFORE = {
     "teacher": (),
     "scorer": ("teacher",),
-    "mine": ("teacher", "scorer"),
-    "distill": ("teacher", "scorer", "mine"),
-    "baselines": ("teacher", "scorer", "mine"),
+    "score": ("teacher", "scorer"),
+    "select": ("teacher", "scorer", "score"),
+    "distill": ("teacher", "scorer", "score", "select"),
+    "baselines": ("teacher", "scorer", "score", "select"),
 }
+_VERSIONS = {module.__name__.rsplit(".", 1)[-1]: module.RESULTS_VERSION
+             for module in (teacher, scorer, score, select, distill, baselines)}  # fmt: skip
+_REFUSED = ("teacher", "scorer", "score")  # what took long to make is never set aside
+_TASK_FIELDS = ("data.num_classes", "data.image_size", "data.channels", "data.mean", "data.std")
+_RUN_ONLY_FIELDS = ("run.", "baselines", "score.max_unreadable")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Unit:
     """One piece of work with a folder of its own: a stage, or one baseline."""
 
-    folder: Path
+    name: str
+    paths: artifacts.Unit
     inputs: dict[str, Any]  # every option and source its results depend on
     run: Callable[[], dict[str, Any]]
 
+    @property
+    def stage(self) -> str:
+        """The stage that it belongs to."""
+        return self.name.split("/")[0]
+
+    def differs(self) -> str | None:
+        """Return the name of an input that the folder was made without or with another value of; None if all agree.
+
+        Sources that were not opened, since the stages asked for do without them, are not compared.
+        """
+        if not self.paths.inputs.exists():
+            return None
+        before = load_json(self.paths.inputs)
+        unopened = {name for name in before.keys() - self.inputs.keys() if name.startswith("contents of data.")}
+        names = sorted((before.keys() | self.inputs.keys()) - unopened)
+        return next((name for name in names if before.get(name) != self.inputs.get(name)), None)
+
     def is_done(self) -> bool:
-        """Whether the folder holds finished results."""
-        return (self.folder / "DONE.json").exists()
+        """Whether the folder holds finished results of these inputs."""
+        return self.paths.done.exists() and self.differs() is None
 
     def block(self) -> dict[str, Any]:
         """Return the summary block of a finished unit."""
-        return load_json(self.folder / "DONE.json")
+        return load_json(self.paths.done)
 
 
-def run(config: Config, workdir: Path, stages: tuple[str, ...] = STAGES) -> dict[str, Any]:
+def run(config: Config, path: str | epath.Path, stages: tuple[str, ...] = STAGES) -> dict[str, Any]:
     """Run the stages that are not done, in order; return the summary, also written to `summary.json`.
 
     Raises:
-        ValueError: an input is wrong, or the work directory holds results of another config.
+        UserError: an input is wrong, the work directory holds results of another config, or another job is at work.
     """
     started = time.monotonic()
-    workdir.mkdir(parents=True, exist_ok=True)
-    mesh = make_mesh()
-    with closing(MetricsLog(workdir, enabled=is_main_process())) as log:
-        units = make_units(config, workdir, mesh, log)
-        check(config, units, stages, mesh)
+    workdir = artifacts.open_workdir(path)
+    with locked(workdir.lock) if is_main_process() else nullcontext(), opened(config, workdir, stages) as (job, units):
+        check(job, units, stages)
         if is_main_process():
-            save_json(workdir / "config.json", dataclasses.asdict(config))
-        for name, unit in units.items():
-            if name.split("/")[0] in stages:
-                run_unit(name, unit)
-    summary = summarize(config, units, time.monotonic() - started)
-    if is_main_process():
-        save_json(workdir / "summary.json", summary)
+            save_json(workdir.config, dataclasses.asdict(job.config))
+            for unit in units.values():
+                if unit.stage in stages and unit.stage not in _REFUSED:
+                    bring_back(unit, workdir)
+        barrier("work directory")
+        for unit in units.values():
+            if unit.stage in stages:
+                run_unit(unit)
+        summary = summarize(job.config, units, time.monotonic() - started)
+        if is_main_process():
+            save_json(workdir.summary, summary)
     return summary
 
 
-def make_units(config: Config, workdir: Path, mesh: Mesh, log: MetricsLog) -> dict[str, Unit]:
+@contextmanager
+def opened(
+    config: Config, workdir: Workdir, stages: tuple[str, ...], *, dry: bool = False
+) -> Iterator[tuple[Job, dict[str, Unit]]]:
+    """Open the sources that the stages need, once, and the log; give the job and its units of work.
+
+    Args:
+        config: the job's options.
+        workdir: its folder.
+        stages: those that are asked for.
+        dry: write nothing.
+    """
+    config = dataclasses.replace(config, compute_dtype=resolve_dtype(config.compute_dtype).name)
+    mesh = make_mesh()
+    sources = open_sources(config, workdir, stages, dry=dry)
+    with closing(MetricsLog(workdir.scratch, enabled=is_main_process() and not dry)) as log:
+        job = Job(config, workdir, sources, mesh, log)
+        yield job, make_units(job)
+    if artifacts.is_remote(workdir.root) and is_main_process() and not dry:
+        write_atomic(workdir.root / "metrics.jsonl", (workdir.scratch / "metrics.jsonl").read_bytes())
+
+
+def open_sources(
+    config: Config, workdir: Workdir, stages: tuple[str, ...], *, dry: bool = False
+) -> dict[str, ImageSource]:
+    """Return the data sources that are set, by part; those that the stages need must be."""
+    needed = {"test"} if set(stages) <= {"teacher"} else {"test", "labelled", "pool"}
+    for part in sorted(needed):
+        if not getattr(config.data, part).kind:
+            raise UserError(f"data.{part} is not set; give --config.data.{part}.kind and .path")
+    wanted = [part for part in PARTS if getattr(config.data, part).kind and (part in needed or part == "full")]
+    if config.teacher.weights and "full_data" not in config.baselines and "full" in wanted:
+        wanted.remove("full")
+    sources = {}
+    for process_turn in (True, False):  # a folder is listed by the main process first
+        if process_turn == is_main_process():
+            sources = {part: _open(config, workdir, part, dry=dry) for part in wanted}
+        barrier("sources")
+    return sources
+
+
+def _open(config: Config, workdir: Workdir, part: str, *, dry: bool) -> ImageSource:
+    manifest = workdir.pool if part == "pool" and not dry else None
+    return open_source(getattr(config.data, part), config.data, labelled=part != "pool", manifest=manifest)
+
+
+def make_units(job: Job) -> dict[str, Unit]:
     """Return every unit of work by name, in the order in which they run."""
-    arguments = (config, workdir, mesh, log)
+    units: dict[str, Unit] = {}
+
+    def block(name: str) -> dict[str, Any]:
+        return units[name].block()
+
     work: dict[str, Callable[[], dict[str, Any]]] = {
-        "teacher": lambda: teacher.run(*arguments),
-        "scorer": lambda: scorer.run(*arguments),
-        "mine": lambda: mining.run(*arguments, class_prior=units["scorer"].block()["class_prior"]),
-        "distill": lambda: distill.run(*arguments),
+        "teacher": lambda: teacher.run(job),
+        "scorer": lambda: scorer.run(job),
+        "score": lambda: score.run(job),
+        "select": lambda: select.run(job, class_prior=block("scorer")["class_prior"]),
+        "distill": lambda: distill.run(job),
     }
-    sources = source_fingerprints(config)
-    units = {
-        name: Unit(workdir / name, stage_inputs(config, sources, (*_BEFORE[name], name)), stage)
-        for name, stage in work.items()
-    }
-    for name in config.baselines:
-        inputs = stage_inputs(config, sources, ("teacher", "scorer", "mine", "distill"))
-        stage = lambda name=name: baselines.run(*arguments, name=name)  # noqa: E731
-        units[f"baselines/{name}"] = Unit(workdir / "baselines" / name, inputs, stage)
+    for name in job.config.baselines:
+        work[f"baselines/{name}"] = lambda name=name: baselines.run(job, name, budget=block("select")["selected"])
+    for name, stage in work.items():
+        units[name] = Unit(name, job.workdir.unit(name), unit_inputs(job, name), stage)
     return units
 
 
-def source_fingerprints(config: Config) -> dict[str, str]:
-    """Open every data source that is set; return its fingerprint by name."""
-    return {part: source.fingerprint for part, source in open_all(config).items()}
-
-
-def open_all(config: Config) -> dict[str, ImageSource]:
-    """Return every data source that is set, by its name in the config."""
-    parts = {part: getattr(config.data, part) for part in ("full", "test", "labelled", "pool")}
-    for part in ("test", "labelled", "pool"):
-        if not parts[part].kind:
-            raise ValueError(f"data.{part} is not set; give --config.data.{part}.kind and .path")
-    return {
-        part: open_source(source, config.data, labelled=part != "pool") for part, source in parts.items() if source.kind
+def unit_inputs(job: Job, name: str) -> dict[str, Any]:
+    """Return the options, sources and results versions that a unit's numbers depend on."""
+    config, stage = job.config, name.split("/")[0]
+    stages = (*_BEFORE[stage], stage)
+    trains_teacher = not config.teacher.weights
+    prefixes = {
+        "teacher": ("seed", "compute_dtype", *_TASK_FIELDS, *(("teacher.",) if trains_teacher else ())),
+        "scorer": ("scorer.",),
+        "score": ("score.",),
+        "select": ("select.",),
+        "distill": ("distill.",),
+        "baselines": ("distill.",),
     }
-
-
-def stage_inputs(config: Config, sources: dict[str, str], stages: tuple[str, ...]) -> dict[str, Any]:
-    """Return the options and source fingerprints that the given stages depend on."""
-    prefixes = tuple(prefix for stage in stages for prefix in _FIELDS[stage])
+    wanted = tuple(prefix for own in stages for prefix in prefixes[own])
     inputs = {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in flatten(config)
-        if name.startswith(prefixes) and name not in RUN_ONLY_FIELDS
+        field: list(value) if isinstance(value, tuple) else value
+        for field, value in flatten(config)
+        if field.startswith(wanted) and not field.startswith(_RUN_ONLY_FIELDS)
     }
-    parts = [part for stage in stages for part in _SOURCES.get(stage, ())]
-    return inputs | {f"contents of data.{part}": sources[part] for part in parts if part in sources}
+    parts = {"teacher": ("test", *(("full",) if trains_teacher else ())), "scorer": ("labelled", "pool")}
+    used = [part for own in stages for part in parts.get(own, ())] + (["full"] if name == "baselines/full_data" else [])
+    inputs |= {f"contents of data.{part}": job.sources[part].fingerprint for part in used if part in job.sources}
+    if not trains_teacher:
+        inputs["contents of teacher.weights"] = _file_digest(teacher.weights_path(config))
+    return inputs | {f"results version of {own}": _VERSIONS[own] for own in stages}
 
 
-def check(config: Config, units: dict[str, Unit], stages: tuple[str, ...], mesh: Mesh) -> None:
-    """Raise ValueError for what would stop one of the stages hours later."""
+def _file_digest(path: epath.Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else ""
+
+
+def check(job: Job, units: dict[str, Unit], stages: tuple[str, ...]) -> None:
+    """Raise UserError for what would stop one of the stages hours later."""
+    config, mesh = job.config, job.mesh
     for unit in units.values():
-        check_inputs(unit)
+        if unit.stage in _REFUSED and (name := unit.differs()):
+            refuse(unit, name)
         if unit.is_done():
             unit.block()  # damaged?
-    to_do = {name.split("/")[0] for name, unit in units.items() if not unit.is_done()}
+    to_do = {unit.stage for unit in units.values() if not unit.is_done()}
     for stage in to_do.intersection(stages):
         missing = sorted(to_do.intersection(_BEFORE[stage]).difference(stages), key=STAGES.index)
         if missing:
-            raise ValueError(f"stage {stage} needs stage {missing[0]}, which has not run; add it to --stages")
-    for field, training in (("teacher", config.teacher), ("distill", config.distill)):
-        if not training.model:
-            raise ValueError(f"{field}.model is not set; choose from {', '.join(CLASSIFIERS)}")
+            raise UserError(f"stage {stage} needs stage {missing[0]}, which has not run; add it to --stages")
     if not config.teacher.weights:
         if not config.data.full.kind:
-            raise ValueError("neither teacher.weights nor data.full is set; give weights, or images to train on")
+            raise UserError("neither teacher.weights nor data.full is set; give weights, or images to train on")
+        _check_model("teacher.model", config.teacher.model)
         check_divisible(config.teacher.batch_size, mesh, "teacher.batch_size")
-    check_divisible(config.scorer.batch_size, mesh, "scorer.batch_size")
-    check_divisible(config.distill.batch_size, mesh, "distill.batch_size")
-    for name in config.baselines:
-        baselines.check_data(config, name)
-
-
-def check_inputs(unit: Unit) -> None:
-    """Raise ValueError, naming the field, if the unit's folder was made from other inputs."""
-    path = unit.folder / "INPUTS.json"
-    if not path.exists():
+    given = teacher.given_teacher(config)
+    named = [
+        (f"data.{part}", job.sources[part].class_names) for part in PARTS if part in job.sources and part != "pool"
+    ]
+    check_class_names([("the teacher", given.class_names if given else None), *named])
+    if set(stages) <= {"teacher"}:
         return
-    before = load_json(path)
-    for name in sorted(before.keys() | unit.inputs.keys()):
-        if before.get(name) != unit.inputs.get(name):
-            raise ValueError(
-                f"{unit.folder} was made with {name}={before.get(name)!r}, this run has {unit.inputs.get(name)!r}; "
-                f"choose another --workdir, or delete that folder and those of later stages"
-            )
+    _check_model("distill.model", config.distill.model)
+    options = getattr(config.scorer, config.scorer.mode)
+    check_divisible(options.batch_size, mesh, f"scorer.{config.scorer.mode}.batch_size")
+    check_divisible(config.distill.batch_size, mesh, "distill.batch_size")
+    labelled, pool = len(job.sources["labelled"]), len(job.sources["pool"])
+    if config.scorer.mode == "frozen":
+        check_enough(labelled, min(pool, config.scorer.pool_sample or pool), config.scorer.frozen.folds)
+    if not config.distill.labelled_per_batch and config.distill.batch_size > labelled + pool:
+        raise UserError(
+            f"distill.batch_size is {config.distill.batch_size}, but there are {labelled} labelled and {pool} "
+            "pool images; lower it"
+        )
+    for name in config.baselines:
+        baselines.check_data(job.sources, name)
 
 
-def run_unit(name: str, unit: Unit) -> None:
+def _check_model(field: str, model: str) -> None:
+    if model not in CLASSIFIERS:
+        what = f"is {model!r}" if model else "is not set"
+        raise UserError(f"{field} {what}; choose from {', '.join(CLASSIFIERS)}")
+
+
+def refuse(unit: Unit, name: str) -> None:
+    """Raise UserError that names an input in which the unit's folder differs from this run."""
+    before = load_json(unit.paths.inputs).get(name)
+    raise UserError(
+        f"{unit.paths.folder} was made with {name}={before!r}, this run has {unit.inputs.get(name)!r}; "
+        f"choose another --workdir, or delete that folder and those of later stages"
+    )
+
+
+def bring_back(unit: Unit, workdir: Workdir) -> None:
+    """Set results of other inputs aside, and bring back those of these inputs, where there are any."""
+    if unit.differs():
+        aside = workdir.previous / _place(unit.name, load_json(unit.paths.inputs))
+        _move(unit.paths.folder, aside)
+        _say(f"{unit.name}: made with other options, set aside in {aside}")
+    if not unit.paths.inputs.exists() and artifacts.is_remote(workdir.root):
+        shutil.rmtree(unit.paths.scratch, ignore_errors=True)  # a former choice's images
+    kept = workdir.previous / _place(unit.name, unit.inputs)
+    if kept.exists() and not unit.paths.inputs.exists():
+        _move(kept, unit.paths.folder)
+        _say(f"{unit.name}: brought back from {kept}")
+
+
+def _place(name: str, inputs: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
+    return f"{name.replace('/', '-')}-{digest}"
+
+
+def _move(source: epath.Path, target: epath.Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        target.rmtree()
+    source.rename(target)
+
+
+def run_unit(unit: Unit) -> None:
     """Run a unit unless it is done; its inputs are recorded first, its results last."""
     if unit.is_done():
-        _say(f"{name}: done before, skipped")
+        _say(f"{unit.name}: done before, skipped")
         return
     if is_main_process():
-        unit.folder.mkdir(parents=True, exist_ok=True)
-        save_json(unit.folder / "INPUTS.json", unit.inputs)
-    barrier(f"{name} starts")
+        save_json(unit.paths.inputs, unit.inputs)
+    barrier(f"{unit.name} starts")
     started = time.monotonic()
     block = unit.run()
     block["seconds"] = round(time.monotonic() - started, 2)
     if is_main_process():
-        save_json(unit.folder / "DONE.json", block)
-    barrier(f"{name} done")
-    _say(f"{name}: " + ", ".join(f"{key} {_short(value)}" for key, value in block.items()))
+        save_json(unit.paths.done, block)
+    barrier(f"{unit.name} done")
+    _say(f"{unit.name}: " + ", ".join(f"{key} {_short(value)}" for key, value in block.items()))
 
 
 def summarize(config: Config, units: dict[str, Unit], seconds: float) -> dict[str, Any]:
     """Return the content of `summary.json`: one block per finished stage, the baselines, and the run."""
-    keys = {"teacher": "teacher", "scorer": "scorer", "mine": "mining", "distill": "student"}
-    summary = {key: units[name].block() for name, key in keys.items() if units[name].is_done()}
-    compared = {name.split("/")[1]: unit for name, unit in units.items() if name.startswith("baselines/")}
-    if compared:
-        summary["baselines"] = {name: unit.block() for name, unit in compared.items() if unit.is_done()}
-    packages = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pujax")
-    versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+    done = {name: unit.block() for name, unit in units.items() if unit.is_done()}
+    summary = {name: done[name] for name in ("teacher", "scorer") if name in done}
+    if "score" in done:
+        chosen = done.get("select", {})
+        spent = round(done["score"]["seconds"] + chosen.get("seconds", 0.0), 2)
+        summary["mining"] = done["score"] | chosen | {"seconds": spent}
+    if "distill" in done:
+        summary["student"] = done["distill"]
+    if config.baselines:
+        compared = {name.split("/")[1]: block for name, block in done.items() if name.startswith("baselines/")}
+        summary["baselines"] = compared
     summary["run"] = {
         "seed": config.seed,
         "devices": jax.device_count(),
         "device_kind": jax.devices()[0].device_kind,
         "processes": jax.process_count(),
-        "versions": versions,
+        "versions": versions(),
         "wall_seconds": round(seconds, 2),
     }
     return summary
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, of pujax, and of what its numbers come from."""
+    packages = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    found = {name: importlib.metadata.version(name) for name in packages}
+    return {"python": platform.python_version(), **found, "pujax": pujax.__version__}
 
 
 def verdict(summary: dict[str, Any]) -> str:

@@ -1,49 +1,87 @@
-"""Which pool images to keep: pure functions of the score table, made again in seconds."""
+"""Which pool images to keep: pure functions of the score table, which is streamed and never held.
 
-from dataclasses import dataclass
+Every rule is the same act: give each image a priority, and keep so many of the highest, in all or in each of the
+teacher's classes. The lowest priority that is kept is found digit by digit, as in a radix sort, by one pass over the
+table a digit; a last pass takes what lies above it, and of those that are equal to it the first in the pool.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import numpy as np
 
+from pujax.errors import UserError
 
-@dataclass(frozen=True)
-class ScoreTable:
-    """The readable images of the pool, one row each, in pool order."""
-
-    index: np.ndarray  # int64 [N], position in the pool
-    pu_logit: np.ndarray  # float32 [N], larger is more likely in-domain
-    teacher_class: np.ndarray  # int32 [N], the teacher's argmax
-    teacher_confidence: np.ndarray  # float32 [N], the teacher's largest probability
+Batch = dict[str, np.ndarray]
+Priority = Callable[[Batch], np.ndarray]  # columns of n images -> uint64 [n] below 2^36, larger is kept first
+_BITS, _DIGIT = 36, 12  # of a priority; those that one pass decides
+_RANK_BITS = 24  # of a float32 whose rank is taken: values that agree in them share a rank
 
 
-def _best(scores: np.ndarray, count: int) -> np.ndarray:
-    """Return the sorted rows of the `count` largest scores; ties go to the earlier row."""
-    return np.sort(np.argsort(-scores, kind="stable")[:count])
+class Table(Protocol):
+    """What selections know of a score table."""
+
+    def batches(self, *columns: str) -> Iterator[Batch]:
+        """Yield columns of the readable images, and their "index" in the pool, in pool order; again at every call."""
 
 
-def select_threshold(table: ScoreTable, threshold: float) -> np.ndarray:
-    """Return the rows whose PU logit is above `threshold`; 0 is the released rule."""
-    return np.flatnonzero(table.pu_logit > threshold)
+def select(rule: str, table: Table, *, threshold: float, budget: int, class_prior: float, seed: int) -> np.ndarray:
+    """Return the sorted pool indices, int64 [n], of the images that a rule keeps.
+
+    Args:
+        rule: a key of `RULES`; each uses those of the other arguments that it needs.
+        table: scores of the pool.
+        threshold: of the score.
+        budget: number of images to keep.
+        class_prior: share of positives in the pool.
+        seed: of the random choice.
+
+    Raises:
+        UserError: nothing would be kept.
+    """
+    options = {"threshold": threshold, "budget": budget, "class_prior": class_prior, "seed": seed}
+    chosen = RULES[rule](table, options)
+    if len(chosen) == 0:
+        scores = [batch["score"] for batch in table.batches("score")]
+        highest = max((own.max() for own in scores if len(own)), default=float("nan"))
+        raise UserError(
+            f"select.rule={rule} keeps none of {sum(map(len, scores))} images (threshold {threshold}, class prior "
+            f"{class_prior:.4g}, highest score {highest:.3g}); lower select.threshold or set select.budget"
+        )
+    return chosen
 
 
-def select_top_k(table: ScoreTable, budget: int) -> np.ndarray:
-    """Return the `budget` rows of largest PU logit."""
-    return _best(table.pu_logit, budget)
+def select_all(table: Table) -> np.ndarray:
+    """Return every readable image."""
+    return _join(batch["index"] for batch in table.batches())
 
 
-def select_prior(table: ScoreTable, class_prior: float) -> np.ndarray:
-    """Return as many of the best rows as the class prior says there are positives."""
-    return _best(table.pu_logit, round(class_prior * len(table.index)))
+def select_threshold(table: Table, threshold: float) -> np.ndarray:
+    """Return the images whose score is above `threshold`; 0 is the released rule."""
+    return _join(batch["index"][batch["score"] > threshold] for batch in table.batches("score"))
 
 
-def select_class_balanced(table: ScoreTable, budget: int) -> np.ndarray:
-    """Return `budget` rows, the best of each of the teacher's classes in equal shares.
+def select_top_k(table: Table, budget: int) -> np.ndarray:
+    """Return the `budget` images of largest score."""
+    return keep_highest(table, ("score",), _by("score"), budget)
+
+
+def select_prior(table: Table, class_prior: float) -> np.ndarray:
+    """Return as many of the best-scored images as the class prior says there are positives."""
+    return select_top_k(table, round(class_prior * _count(table)))
+
+
+def select_class_balanced(table: Table, budget: int) -> np.ndarray:
+    """Return `budget` images, the best of each of the teacher's classes in equal shares.
 
     A class with fewer images than its share gives all it has, and the rest is shared among the others.
     """
-    counts = np.bincount(table.teacher_class)
-    quotas = _fill_evenly(counts, min(budget, len(table.index)))
-    rows = [np.flatnonzero(table.teacher_class == k) for k in range(len(counts))]
-    return np.sort(np.concatenate([own[_best(table.pu_logit[own], quota)] for own, quota in zip(rows, quotas)]))
+    counts = np.zeros(1, np.int64)
+    for batch in table.batches("teacher_class"):
+        more = np.bincount(batch["teacher_class"], minlength=len(counts))
+        counts = more + np.pad(counts, (0, len(more) - len(counts)))
+    quotas = _fill_evenly(counts, min(budget, int(counts.sum())))
+    return keep_highest(table, ("score", "teacher_class"), _by("score"), quotas, group="teacher_class")
 
 
 def _fill_evenly(capacities: np.ndarray, total: int) -> np.ndarray:
@@ -59,36 +97,35 @@ def _fill_evenly(capacities: np.ndarray, total: int) -> np.ndarray:
     return quotas
 
 
-def select_random(table: ScoreTable, budget: int, seed: int) -> np.ndarray:
-    """Return `budget` rows drawn uniformly without replacement."""
-    rng = np.random.default_rng(seed)
-    return np.sort(rng.choice(len(table.index), min(budget, len(table.index)), replace=False))
+def select_random(table: Table, budget: int, seed: int) -> np.ndarray:
+    """Return `budget` images drawn uniformly without replacement: those of largest hash of seed and index."""
+    return keep_highest(table, (), lambda batch: _hash(batch["index"], seed), budget)
 
 
-def select_teacher_confidence(table: ScoreTable, budget: int) -> np.ndarray:
-    """Return the `budget` rows of which the teacher is surest: DFND's filter, which needs no labelled image.
+def select_teacher_confidence(table: Table, budget: int) -> np.ndarray:
+    """Return the `budget` images of which the teacher is surest: DFND's filter, which needs no labelled image.
 
     Reference: Chen et al., "Learning student networks in the wild", CVPR 2021.
     """
-    return _best(table.teacher_confidence, budget)
+    return keep_highest(table, ("teacher_confidence",), _by("teacher_confidence"), budget)
 
 
-def select_mean_rank(table: ScoreTable, budget: int) -> np.ndarray:
-    """Return the `budget` rows of best mean rank, the ranks being by PU logit and by the teacher's confidence.
+def select_mean_rank(table: Table, budget: int) -> np.ndarray:
+    """Return the `budget` images of best mean rank, the ranks being by score and by the teacher's confidence.
 
     What is like the task and what the teacher has a clear answer to: a student learns most from images that are both.
+    Values that agree in their leading 24 bits (15 of the mantissa) share the mean of their ranks.
     """
-    scores = (table.pu_logit, table.teacher_confidence)
-    ranks = [np.argsort(np.argsort(-score, kind="stable")) for score in scores]  # 0 is the best
-    return _best(-np.sum(ranks, axis=0), budget)
+    names = ("score", "teacher_confidence")
+    ranks = {name: _ranks(table, name) for name in names}
+
+    def priority(batch: Batch) -> np.ndarray:
+        return sum(ranks[name][_ordered(batch[name]) >> np.uint64(32 - _RANK_BITS)] for name in names)
+
+    return keep_highest(table, names, priority, budget)
 
 
-def select_all(table: ScoreTable) -> np.ndarray:
-    """Return every row."""
-    return np.arange(len(table.index))
-
-
-SELECTIONS = {
+RULES: dict[str, Callable[[Table, dict[str, float]], np.ndarray]] = {
     "prior": lambda table, o: select_prior(table, o["class_prior"]),
     "threshold": lambda table, o: select_threshold(table, o["threshold"]),
     "top_k": lambda table, o: select_top_k(table, o["budget"]),
@@ -100,26 +137,108 @@ SELECTIONS = {
 }
 
 
-def select(name: str, table: ScoreTable, *, threshold: float, budget: int, class_prior: float, seed: int) -> np.ndarray:
-    """Return the sorted int64 rows of `table` that the selection called `name` keeps.
+def keep_highest(
+    table: Table,
+    columns: tuple[str, ...],
+    priority: Priority,
+    quotas: int | np.ndarray,
+    *,
+    group: str | None = None,
+) -> np.ndarray:
+    """Return the sorted pool indices, int64 [n], of the images of highest priority; ties go to the first in the pool.
 
     Args:
-        name: a key of `SELECTIONS`; each uses those of the other arguments that it needs.
         table: scores of the pool.
-        threshold: of the PU logit.
-        budget: number of images to keep.
-        class_prior: share of positives in the pool.
-        seed: of the random choice.
-
-    Raises:
-        ValueError: nothing would be kept.
+        columns: what `priority` and `group` read.
+        priority: see `Priority`.
+        quotas: images to keep, int, or int [G] of each group; a group that has fewer gives all.
+        group: the column of groups 0..G-1; None for a single one.
     """
-    options = {"threshold": threshold, "budget": budget, "class_prior": class_prior, "seed": seed}
-    rows = SELECTIONS[name](table, options)
-    if len(rows) == 0:
-        highest = table.pu_logit.max() if len(table.pu_logit) else float("nan")
-        raise ValueError(
-            f"mining.selection={name} keeps none of {len(table.index)} images (threshold {threshold}, class prior "
-            f"{class_prior:.4g}, highest score {highest:.3g}); lower mining.threshold or set mining.budget"
-        )
-    return rows
+    left = np.atleast_1d(np.asarray(quotas, np.int64)).copy()  # to be found at or below the digits decided so far
+    floors = np.zeros(len(left), np.uint64)  # the lowest priority that is kept, by group
+    for shift in range(_BITS - _DIGIT, -1, -_DIGIT):
+        counts = _count_digits(table, columns, priority, group, floors, shift)
+        from_top = np.cumsum(counts[:, ::-1], axis=1)[:, ::-1]  # images of this digit or a higher one
+        digit = np.maximum((from_top >= left[:, None]).sum(1) - 1, 0)
+        left -= np.pad(from_top, ((0, 0), (0, 1)))[np.arange(len(left)), digit + 1]
+        floors |= digit.astype(np.uint64) << np.uint64(shift)
+    return _take(table, columns, priority, group, floors, left)
+
+
+def _count_digits(
+    table: Table, columns: tuple[str, ...], priority: Priority, group: str | None, floors: np.ndarray, shift: int
+) -> np.ndarray:
+    """Return, int64 [G, 2^12], how many images that agree with their group's floor above a digit have which digit."""
+    size = 1 << _DIGIT
+    counts = np.zeros(len(floors) * size, np.int64)
+    for batch in table.batches(*columns):
+        values, groups = priority(batch), _groups(batch, group)
+        agree = values >> np.uint64(shift + _DIGIT) == floors[groups] >> np.uint64(shift + _DIGIT)
+        values, groups = values[agree], groups[agree]
+        digits = (values >> np.uint64(shift)).astype(np.int64) & (size - 1)
+        counts += np.bincount(groups * size + digits, minlength=len(counts))
+    return counts.reshape(len(floors), size)
+
+
+def _take(
+    table: Table,
+    columns: tuple[str, ...],
+    priority: Priority,
+    group: str | None,
+    floors: np.ndarray,
+    left: np.ndarray,
+) -> np.ndarray:
+    """Return the images above their group's floor, and of those at it the first `left` of the group."""
+
+    def chosen() -> Iterator[np.ndarray]:
+        room = left.copy()
+        for batch in table.batches(*columns):
+            values, groups = priority(batch), _groups(batch, group)
+            keep = values > floors[groups]
+            for k in np.unique(groups[values == floors[groups]]):
+                level = np.flatnonzero((values == floors[groups]) & (groups == k))[: max(room[k], 0)]
+                keep[level] = True
+                room[k] -= len(level)
+            yield batch["index"][keep]
+
+    return _join(chosen())
+
+
+def _groups(batch: Batch, group: str | None) -> np.ndarray:
+    return np.zeros(len(batch["index"]), np.int64) if group is None else batch[group].astype(np.int64)
+
+
+def _join(parts: Iterator[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.zeros(0, np.int64), *parts])
+
+
+def _count(table: Table) -> int:
+    return sum(len(batch["index"]) for batch in table.batches())
+
+
+def _by(column: str) -> Priority:
+    return lambda batch: _ordered(batch[column])
+
+
+def _ordered(values: np.ndarray) -> np.ndarray:
+    """Return uint64 [n] below 2^32 in the order of float32 values [n]; -0 and 0 are equal."""
+    bits = (values.astype(np.float32) + np.float32(0)).view(np.uint32)
+    negative = bits >> np.uint32(31) == 1
+    return np.where(negative, ~bits, bits | np.uint32(1 << 31)).astype(np.uint64)
+
+
+def _ranks(table: Table, column: str) -> np.ndarray:
+    """Return, uint64 [2^24], twice the mean rank from below of the images whose value has these leading bits."""
+    counts = np.zeros(1 << _RANK_BITS, np.int64)
+    for batch in table.batches(column):
+        bins, more = np.unique(_ordered(batch[column]) >> np.uint64(32 - _RANK_BITS), return_counts=True)
+        counts[bins] += more
+    return (2 * np.cumsum(counts) - counts).astype(np.uint64)
+
+
+def _hash(index: np.ndarray, seed: int) -> np.ndarray:
+    """Return uint64 [n] below 2^36, as good as random, of indices and a seed (SplitMix64's output function)."""
+    x = index.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64((seed * 0xD1B54A32D192ED03 + 1) % 2**64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+    return x >> np.uint64(64 - _BITS)

@@ -10,6 +10,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from pujax.errors import UserError
+
 
 def configure_backend() -> None:
     """Set XLA's flags and the compilation cache; call before the first computation.
@@ -25,9 +27,14 @@ def configure_backend() -> None:
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """Return a one-axis mesh over `devices` (default: every device of every process)."""
+    """Return a one-axis mesh over `devices` (default: every device of every process), process after process.
+
+    Note: `jax.make_mesh` orders devices by their network on a TPU slice, which interleaves processes; here the rows
+    that a process feeds are one block of the global batch.
+    """
     devices = jax.devices() if devices is None else devices
-    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(ordered), ("data",), axis_types=(AxisType.Auto,))
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
@@ -50,9 +57,9 @@ def _put(sharding: NamedSharding, x: Any) -> jax.Array:
 
 
 def check_divisible(batch_size: int, mesh: Mesh, field: str) -> None:
-    """Raise ValueError unless the global batch splits evenly over the devices."""
+    """Raise UserError unless the global batch splits evenly over the devices."""
     if batch_size % mesh.size:
-        raise ValueError(
+        raise UserError(
             f"{field} is {batch_size}, which does not split over {mesh.size} devices; use a multiple of {mesh.size}"
         )
 

@@ -8,7 +8,6 @@ examples is the same. Random numbers are folded from a root key and the step, so
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import flax.struct
@@ -16,13 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from etils import epath
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pujax.checkpoint import TrainingCheckpoint
-from pujax.config import Config, TrainingConfig
-from pujax.metrics import MetricsLog, Progress
+from pujax.config import RunConfig, TrainingConfig
+from pujax.metrics import MetricsLog
 from pujax.optim import make_optimizer
+from pujax.progress import Progress
 from pujax.sharding import check_divisible, is_main_process, replicate, shard_batch
 
 LossFn = Callable[[Any, Any, Any, dict[str, jax.Array], jax.Array], tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]]
@@ -117,7 +118,6 @@ def _join(*metrics: Any) -> Any:
 
 
 def fit(
-    config: Config,
     training: TrainingConfig,
     loss_fn: LossFn,
     variables: Any,
@@ -128,62 +128,88 @@ def fit(
     frozen: Any,
     rng: jax.Array,
     mesh: Mesh,
-    folder: Path,
+    run: RunConfig,
+    folder: epath.Path,
     log: MetricsLog,
     name: str,
 ) -> Any:
     """Train until `training.num_steps`, resuming from the folder's checkpoint where there is one.
 
     Args:
-        config: for the run's options: where data may live, how often to save and log.
         training: optimiser, batch size and number of steps.
         loss_fn: see the module's docstring.
         variables: the network's at step 0.
         images: uint8 [N, H, W, C], in memory or mapped from a file.
         columns: further arrays [N, ...] that `loss_fn` finds in its batch.
-        make_batches: `(images=array or None, steps_per_call=k) -> iterator` over chunks {"index": [k, B], ...}.
+        make_batches: `(images=array or None, first_step=step, steps_per_call=k) -> iterator` over chunks
+            {"index": [k, B], ...}.
         frozen: arrays that `loss_fn` reads and training leaves alone, such as the teacher's variables.
         rng: root key.
         mesh: devices.
+        run: where data may live, how often to save and log.
         folder: where checkpoints are kept.
         log: receives the metrics, averaged between log steps.
-        name: prefix of the metrics and of the progress bar.
+        name: prefix of the metrics and of the progress bar, and of the options that messages name.
 
     Returns:
         The variables after the last step, on the host.
 
     Raises:
         FloatingPointError: the loss is not finite; the message names the step.
-        ValueError: the batch does not split over the devices.
+        UserError: the batch does not split over the devices.
     """
     check_divisible(training.batch_size, mesh, f"{name}.batch_size")
-    on_device = images.nbytes <= config.device_data_mb * 2**20
+    on_device = images.nbytes <= run.device_data_mb * 2**20
     data = replicate(mesh, columns | ({"image": images} if on_device else {}))
-    batches = make_batches(images=None if on_device else images, steps_per_call=training.steps_per_call)
     tx = make_optimizer(training)
     steps = make_train_steps(loss_fn, tx, mesh)
     state = jax.tree.map(jnp.copy, replicate(mesh, init_state(variables, tx)))  # for it is donated
     frozen, rng = replicate(mesh, frozen), replicate(mesh, rng)
-    with closing(TrainingCheckpoint(folder, every=config.checkpoint_every)) as checkpoint:
-        state = checkpoint.restore(state, batches)
-        step, pending = int(state.step), []
-        progress = Progress(name, training.num_steps, "step", initial=step, enabled=is_main_process())
-        while step < training.num_steps:
-            chunk = shard_batch(mesh, next(batches), axis=1)
-            state, metrics = steps(state, frozen, data, chunk, rng)
-            pending.append(metrics)
-            if len(pending) > _CALLS_IN_FLIGHT:
-                jax.block_until_ready(pending[-1 - _CALLS_IN_FLIGHT])
-            previous, step = step, step + chunk["index"].shape[0]
-            save_due = step // checkpoint.every > previous // checkpoint.every
-            note = ""
-            if save_due or step >= training.num_steps or step // config.log_every > previous // config.log_every:
-                note = _flush(pending, step, log, name)
-            if save_due:
-                checkpoint.save(step, state, batches)
-            progress.advance(step - previous, note)
-        progress.close()
+    with closing(TrainingCheckpoint(folder, every=run.checkpoint_every)) as checkpoint:
+        state = checkpoint.restore(state)
+        batches = make_batches(
+            images=None if on_device else images,
+            first_step=int(state.step),
+            steps_per_call=training.steps_per_call,
+        )
+        chunks = (shard_batch(mesh, chunk, axis=1) for chunk in batches)
+
+        def take_steps(state: TrainState, chunk: Any) -> tuple[TrainState, Any]:
+            return steps(state, frozen, data, chunk, rng)
+
+        state = _loop_until(training.num_steps, state, chunks, take_steps, checkpoint, run.log_every, log, name)
     return jax.device_get(variables_of(state))
+
+
+def _loop_until(
+    num_steps: int,
+    state: TrainState,
+    chunks: Iterator[Any],
+    take_steps: Callable[[TrainState, Any], tuple[TrainState, Any]],
+    checkpoint: TrainingCheckpoint,
+    log_every: int,
+    log: MetricsLog,
+    name: str,
+) -> TrainState:
+    """Take steps until there are `num_steps`: next chunk, steps, log, save; return the state."""
+    step, pending = int(state.step), []
+    progress = Progress(name, num_steps, "step", initial=step, enabled=is_main_process())
+    while step < num_steps:
+        chunk = next(chunks)
+        state, metrics = take_steps(state, chunk)
+        pending.append(metrics)
+        if len(pending) > _CALLS_IN_FLIGHT:
+            jax.block_until_ready(pending[-1 - _CALLS_IN_FLIGHT])
+        previous, step = step, step + chunk["index"].shape[0]
+        save_due = step // checkpoint.every > previous // checkpoint.every
+        note = ""
+        if save_due or step >= num_steps or step // log_every > previous // log_every:
+            note = _flush(pending, step, log, name)
+        if save_due:
+            checkpoint.save(step, state)
+        progress.advance(step - previous, note)
+    progress.close()
+    return state
 
 
 def _flush(pending: list[Any], step: int, log: MetricsLog, name: str) -> str:
@@ -194,6 +220,6 @@ def _flush(pending: list[Any], step: int, log: MetricsLog, name: str) -> str:
     broken = np.flatnonzero(~np.isfinite(joined["loss"]))
     if len(broken):
         at = step - len(joined["loss"]) + int(broken[0]) + 1
-        raise FloatingPointError(f"{name}: the loss is not finite at step {at}; lower {name}.learning_rate")
+        raise FloatingPointError(f"{name}: the loss is not finite at step {at}; lower the learning rate")
     log.write(step, {f"{name}/{key}": float(np.mean(values)) for key, values in joined.items()})
     return f"loss {joined['loss'][-1]:.4f}"

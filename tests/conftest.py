@@ -14,6 +14,7 @@ from absl import flags
 CACHE = Path(tempfile.gettempdir()) / f"pujax_test_cache_{os.getuid()}"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_numpy_rank_promotion", "raise")
 
 from pujax.sharding import configure_backend, make_mesh  # noqa: E402 - after the flags above
 

@@ -11,9 +11,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from benchmarks import ablation, nearest_neighbour, scorers, speed_tables, tables, throughput
+from benchmarks import ablation, results_file, rivals, scorers, speed_tables, tables, throughput
 from configs import quickstart
-from pujax.config import Config, ScorerConfig, resolve
+from pujax.config import Config, FrozenScorerConfig, ScorerConfig, resolve
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,6 +28,7 @@ def test_both_frameworks_compute_the_same_before_they_are_timed(case):
     assert ("ratio_to_best_uncached" in line) == (case == "kd_step_cached")
 
 
+@pytest.mark.slow
 def test_the_gpu_script_does_each_slice_once(tmp_path):
     settings = {"PYTHON": sys.executable, "CASES": "kd_step", "CIFAR_PAIRS": "lenet5:lenet5_half", "CIFAR_BATCH": "8"}
     settings |= {"IMAGENET_PAIRS": "lenet5:no_such_network", "SECONDS_EACH": "0.03", "ROUNDS": "1", "IMAGES": "600"}
@@ -52,7 +53,7 @@ def test_the_pages_hold_what_the_result_files_say():
         text = page.read_text()
         assert tables.fill(text) == text, f"{page.name}: run python -m benchmarks.tables"
     for name, svg in tables.figures().items():
-        assert (tables.RESULTS / "figures" / name).read_text() == svg
+        assert (results_file.RESULTS / "figures" / name).read_text() == svg
 
 
 def test_speed_tables_and_charts_show_the_newest_commit_and_pytorch_at_its_best():
@@ -93,7 +94,8 @@ def test_a_table_of_changes_holds_the_default_and_each_change_without_baselines(
     assert [job.row for job in jobs] == 2 * ["pujax", "released scorer", *ablation.CHANGES]
     configs = {(job.row, job.seed): resolve(job.make_config()) for job in jobs}
     assert all(config.baselines == () for config in configs.values())
-    assert configs["loss VPU", 2].scorer.loss == "vpu" and configs["loss VPU", 2].seed == 2
+    assert configs["loss balanced nnPU", 2].scorer.frozen.loss == "balanced_nnpu"
+    assert configs["loss balanced nnPU", 2].seed == 2 and configs["released scorer", 1].scorer.mode == "finetune"
     assert configs["released scorer", 1].distill == configs["pujax", 1].distill
     assert configs["released distillation", 1].scorer == configs["pujax", 1].scorer
     with pytest.raises(AttributeError, match="no_such"):
@@ -104,13 +106,13 @@ def test_nearest_neighbours_are_the_five_nearest():
     rng = np.random.default_rng(0)
     queries, references = rng.normal(size=(23, 6)), rng.normal(size=(40, 6))
     distances = np.sort(np.linalg.norm(queries[:, None] - references, axis=-1), axis=1)[:, :5].mean(1)
-    np.testing.assert_allclose(nearest_neighbour.mean_distances(queries, references, chunk=10), distances)
+    np.testing.assert_allclose(rivals.mean_distances(queries, references, chunk=10), distances)
 
 
 def test_a_job_gives_a_line_for_every_row_with_images_of_its_own(tmp_path):
     def make_config():
         options = {"baselines": ("random",), "data.pool.limit": 2000, "data.test.limit": 200}
-        options |= {"scorer.num_steps": 50, "distill.num_steps": 4, "distill.batch_size": 32}
+        options |= {"scorer.frozen.num_steps": 50, "distill.num_steps": 4, "distill.batch_size": 32}
         return ablation.set_options(quickstart.get_config(), options)
 
     job = ablation.Job("pujax", 0, {"student_steps": 4}, make_config)
@@ -128,6 +130,7 @@ def test_a_job_gives_a_line_for_every_row_with_images_of_its_own(tmp_path):
     assert lines["random_published"]["precision"] < 0.3 < lines["pujax"]["precision"]
 
 
+@pytest.mark.slow
 def test_every_score_is_ranked_against_the_same_truth():
     rng = np.random.default_rng(0)
     truth = rng.random(600) < 0.2
@@ -135,7 +138,8 @@ def test_every_score_is_ranked_against_the_same_truth():
     pool = {"features": features, "energy": features.sum(1), "confidence": rng.random(600)}
     labelled = {"features": (rng.normal(size=(40, 12)) + 1.2).astype(np.float32), "last_stage": np.arange(6, 12)}
     labelled |= {"energy": labelled["features"].sum(1), "labels": np.arange(40, dtype=np.int32) % 2}
-    config = Config(scorer=ScorerConfig(num_steps=100, learning_rate=0.05, batch_size=64, positives_per_batch=16))
+    frozen = FrozenScorerConfig(num_steps=100, learning_rate=0.05, batch_size=64, positives_per_batch=16)
+    config = Config(scorer=ScorerConfig(frozen=frozen))
     config.data.num_classes = 2
     more = {"features": (rng.normal(size=(300, 12)) + 1.2).astype(np.float32)}
     more |= {"energy": more["features"].sum(1), "labels": np.arange(300, dtype=np.int32) % 2}
@@ -148,3 +152,13 @@ def test_every_score_is_ranked_against_the_same_truth():
     assert 0.4 < aucs.pop("teacher confidence") < 0.6
     assert aucs["head alone, last stage"] < aucs["head, distance, energy"]
     assert min(aucs.values()) > 0.9
+
+
+def test_result_lines_say_where_they_come_from_and_are_found_again(tmp_path):
+    path = tmp_path / "new" / "table.jsonl"
+    assert not results_file.is_there(path, {"row": "a"})
+    results_file.append(path, {"row": "a", "seed": 1}, {"row": "b", "seed": 1})
+    line = results_file.read(path)[0]
+    assert line["seed"] == 1 and line["versions"]["jax"] and line["commit"] and line["date"]
+    assert results_file.is_there(path, {"row": "b", "seed": 1})
+    assert not results_file.is_there(path, {"row": "b", "seed": 2})

@@ -1,5 +1,6 @@
 """Image sources on real small files, batches that resume exactly, and augmentation against NumPy."""
 
+import dataclasses
 import io
 import json
 
@@ -11,9 +12,11 @@ from PIL import Image
 
 from pujax.config import DataConfig, SourceConfig
 from pujax.data.batches import index_batches, mixed_index_batches
-from pujax.data.decode import decode, fit_arrays
-from pujax.data.sources import open_source, read_all, write_images
+from pujax.data.decode import decode, fit_arrays, try_decode
+from pujax.data.reading import read_or_fail, reasons_of, write_images
+from pujax.data.sources import open_source
 from pujax.data.transforms import augment, normalize
+from pujax.errors import UserError
 from pujax.sharding import shard_batch
 
 DATA = DataConfig(num_classes=2, image_size=16, channels=3)
@@ -66,9 +69,10 @@ def test_transparency_is_black():
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_what_is_cut_short_does_not_decode(kind):
     whole = encoded(picture((200, 200)), kind)
-    assert decode(whole, size=16, channels=3) is not None
+    assert try_decode(whole, size=16, channels=3)[1] == ""
     for broken in (whole[: len(whole) // 2], whole[:30], b"", b"no image at all"):
-        assert decode(broken, size=16, channels=3) is None
+        image, reason = try_decode(broken, size=16, channels=3)
+        assert image is None and "Error: " in reason and "\n" not in reason and len(reason) <= 200
 
 
 def test_arrays_are_padded_repeated_or_resized():
@@ -80,6 +84,10 @@ def test_arrays_are_padded_repeated_or_resized():
 
 
 # --- sources ---
+
+
+def every_image(source):
+    return read_or_fail(source, np.arange(len(source)), "it")
 
 
 def write_folder(root, per_class=3):
@@ -97,12 +105,14 @@ def folder(path, **options):
 
 def test_folders_of_classes(tmp_path):
     source = open_source(folder(write_folder(tmp_path)), DATA)
-    assert source.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert source.labels.tolist() == [0, 0, 0, 1, 1, 1] and source.class_names == ("cat", "dog")
     assert source.keys(np.array([0, 4])) == ["cat/0.png", "dog/1.jpg"]
-    assert read_all(source, what="it").shape == (6, 16, 16, 3)
+    assert every_image(source).shape == (6, 16, 16, 3)
     fewer = open_source(folder(tmp_path, per_class=2), DATA)
     assert fewer.keys(np.arange(4)) == ["cat/0.png", "cat/1.jpg", "dog/0.png", "dog/1.jpg"]
     assert fewer.fingerprint != source.fingerprint
+    first = open_source(folder(tmp_path, limit=2), DATA)
+    assert first.class_names == ("cat", "dog") and first.keys(np.arange(2)) == ["cat/0.png", "cat/1.jpg"]
     pool = open_source(folder(tmp_path), DATA, labelled=False)
     assert pool.labels is None and len(pool) == 6
 
@@ -128,15 +138,16 @@ def test_an_image_that_does_not_decode_is_reported_by_name(tmp_path):
     write_folder(tmp_path)
     (tmp_path / "dog" / "1.jpg").write_bytes(encoded(picture((200, 200)), "JPEG")[:400])
     source = open_source(folder(tmp_path), DATA)
-    images, readable = source.read(np.arange(6))
-    assert readable.tolist() == [True, True, True, True, False, True] and images[4].sum() == 0
-    with pytest.raises(ValueError, match=r"data.labelled: the image dog/1.jpg does not decode"):
-        read_all(source, what="data.labelled")
+    images, reasons = source.read(np.arange(6))
+    assert [reason == "" for reason in reasons] == [True, True, True, True, False, True] and images[4].sum() == 0
+    assert (reasons_of(source, np.arange(6)) == reasons).all()
+    with pytest.raises(UserError, match=r"data.labelled: the image dog/1.jpg does not decode \(.*Error"):
+        read_or_fail(source, np.arange(6), "data.labelled")
 
 
 @pytest.mark.parametrize("kind", ["folder", "array"])
 def test_missing_files_are_named(kind):
-    with pytest.raises(FileNotFoundError, match="nowhere"):
+    with pytest.raises(UserError, match="nowhere"):
         open_source(SourceConfig(kind=kind, path="nowhere"), DATA)
 
 
@@ -153,7 +164,7 @@ def test_array_files(tmp_path):
     np.savez(tmp_path / "a.npz", images=images, labels=np.array([0, 1, 0, 1, 1]), truth=truth)
     np.save(tmp_path / "b.npy", images)
     source = open_source(SourceConfig(kind="array", path=str(tmp_path / "a.npz"), limit=3), DATA)
-    assert (read_all(source, what="it") == images[:3]).all() and source.truth.tolist() == [True, False, True]
+    assert (every_image(source) == images[:3]).all() and source.truth.tolist() == [True, False, True]
     mapped = open_source(SourceConfig(kind="array", path=str(tmp_path / "b.npy")), DATA, labelled=False)
     assert (mapped.read(np.array([4, 1]))[0] == images[[4, 1]]).all()
     np.savez(tmp_path / "c.npz", pictures=images)
@@ -171,10 +182,10 @@ def test_embedded_sets_are_whole():
     data = DataConfig(num_classes=10, image_size=32, channels=1)
     labelled, pool, test = (open_source(SourceConfig(kind="embedded", name=n), data, labelled=n != "pool") for n in
                             ("labelled", "pool", "test"))  # fmt: skip
-    assert np.bincount(labelled.labels).tolist() == [10] * 10
+    assert np.bincount(labelled.labels).tolist() == [10] * 10 and labelled.class_names[9] == "Ankle boot"
     assert np.bincount(test.labels).tolist() == [1000] * 10
     assert len(pool) == 30_000 and pool.truth.mean() == 0.05 and pool.labels is None
-    with pytest.raises(FileNotFoundError, match=r"nothing embedded is called 'tset.npz.xz'"):
+    with pytest.raises(UserError, match=r"nothing embedded is called 'tset.npz.xz'"):
         open_source(SourceConfig(kind="embedded", name="tset"), data)
 
 
@@ -195,7 +206,7 @@ def test_tfds_reads_prepared_data_without_tensorflow(tmp_path):
         def _info(self):
             features = {
                 "image": tfds.features.Image(shape=(None, None, 3)),
-                "label": tfds.features.ClassLabel(num_classes=2),
+                "label": tfds.features.ClassLabel(names=["cat", "dog"]),
             }
             return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
@@ -209,11 +220,11 @@ def test_tfds_reads_prepared_data_without_tensorflow(tmp_path):
     Pictures(data_dir=tmp_path, file_format="array_record").download_and_prepare()
     config = SourceConfig(kind="tfds", name="pictures", path=str(tmp_path), split="train")
     source = open_source(config, DATA)
-    assert sorted(source.labels.tolist()) == [0, 0, 0, 1, 1, 1]
-    images = read_all(source, what="it")
+    assert sorted(source.labels.tolist()) == [0, 0, 0, 1, 1, 1] and source.class_names == ("cat", "dog")
+    images = every_image(source)
     expected = {decode(encoded(picture(seed=i)), size=16, channels=3).tobytes() for i in range(6)}
     assert {image.tobytes() for image in images} == expected
-    assert len(open_source(SourceConfig(**vars(config) | {"per_class": 1}), DATA)) == 2
+    assert len(open_source(dataclasses.replace(config, per_class=1), DATA)) == 2
 
 
 def test_tfds_that_is_not_prepared_says_how(tmp_path):
@@ -222,15 +233,19 @@ def test_tfds_that_is_not_prepared_says_how(tmp_path):
         open_source(config, DATA)
 
 
-def test_written_images_appear_whole_and_are_kept(tmp_path):
+def test_written_images_appear_whole_and_are_kept(tmp_path, monkeypatch):
     source = open_source(folder(write_folder(tmp_path / "in")), DATA)
     path = tmp_path / "out" / "images.npy"
-    write_images(path, [(source, np.array([5, 0])), (source, np.array([2]))], batch_size=1)
-    whole = read_all(source, what="it")
+    monkeypatch.setattr("pujax.data.reading._BATCH", 1)
+    write_images(path, [(source, np.array([5, 0])), (source, np.array([2]))])
+    whole = every_image(source)
     assert (np.load(path) == whole[[5, 0, 2]]).all()
     stamp = path.stat().st_mtime_ns
     write_images(path, [(source, np.array([1]))])
     assert path.stat().st_mtime_ns == stamp
+    (tmp_path / "in" / "cat" / "0.png").write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"training set: the image cat/0.png does not decode"):
+        write_images(path.with_name("other.npy"), [(source, np.array([5, 0]))])
     assert [p.name for p in path.parent.iterdir()] == ["images.npy"]
 
 
@@ -252,16 +267,6 @@ def test_the_stream_does_not_depend_on_steps_per_call():
     one = np.concatenate(take(index_batches(50, 8, seed=2), 12))
     four = np.concatenate(take(index_batches(50, 8, seed=2, steps_per_call=4), 3))
     assert (one == four).all()
-
-
-def test_the_state_resumes_exactly():
-    batches = index_batches(50, 8, seed=3)
-    take(batches, 5)
-    state = batches.get_state()
-    rest = take(batches, 7)
-    fresh = index_batches(50, 8, seed=3)
-    fresh.set_state(state)
-    assert np.array_equal(take(fresh, 7), rest)
 
 
 def test_processes_share_a_batch(monkeypatch):

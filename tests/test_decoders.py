@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pujax.data import decoders
-from pujax.data.decode import decode
+from pujax.data.decode import try_decode
 from pujax.data.decoders import decode_files
 
 
@@ -36,10 +36,10 @@ def run(contents, size=24, channels=3):
 @pytest.mark.parametrize("count", [0, 1, 32, 33, 70, 300])
 def test_values_order_and_damage_are_those_of_one_process(count, channels):
     contents = files(count, damaged={5, 40, 299})
-    images, readable = run(contents, channels=channels)
-    expected = [decode(content, size=24, channels=channels) for content in contents]
-    assert readable.tolist() == [image is not None for image in expected]
-    for image, one in zip(images, expected):
+    images, reasons = run(contents, channels=channels)
+    expected = [try_decode(content, size=24, channels=channels) for content in contents]
+    assert reasons.tolist() == [reason for _, reason in expected]
+    for image, (one, _) in zip(images, expected):
         assert (image == (0 if one is None else one)).all()
 
 
@@ -49,16 +49,29 @@ def test_paths_are_read_and_missing_files_are_not_readable(tmp_path):
         if i != 47:
             (tmp_path / f"{i}").write_bytes(content)
     paths = [str(tmp_path / f"{i}") for i in range(50)]
-    images, readable = run(paths)
-    assert readable.tolist() == [i != 47 for i in range(50)]
+    images, reasons = decode_files(paths.__getitem__, 50, size=24, channels=3)
+    readable = reasons == ""
+    assert readable.tolist() == [i != 47 for i in range(50)] and "No such file" in reasons[47]
     np.testing.assert_array_equal(images[readable], run(contents)[0][readable])
     assert not images[47].any()
 
 
-def test_images_larger_than_the_shared_memory():
-    side = int((decoders._ARENA / 3) ** 0.5) + 1
-    images, readable = run(files(33), size=side)
-    assert readable.all() and images.shape == (33, side, side, 3)
+def test_images_larger_than_the_shared_memory(monkeypatch):
+    monkeypatch.setattr(decoders, "_ARENA", 24 * 24 * 3 - 1)
+    images, reasons = run(files(33))
+    assert not any(reasons) and images.shape == (33, 24, 24, 3)
+
+
+def test_a_file_that_cannot_be_held_and_an_item_that_is_none_are_unreadable(monkeypatch):
+    def too_large(path):
+        raise MemoryError
+
+    monkeypatch.setattr(Path, "read_bytes", too_large)
+    items = ["huge.png", None]
+    assert [reason.split(":")[0] for reason in decode_files(items.__getitem__, 2, size=8, channels=1)[1]] == [
+        "MemoryError",
+        "TypeError",
+    ]
 
 
 def workers():
@@ -77,11 +90,22 @@ def test_a_worker_that_is_killed_is_an_error_and_is_replaced():
         run(contents)
     for _ in range(decoders._WORKERS):  # each of the killed is met once
         try:
-            images, readable = run(contents)
+            images, reasons = run(contents)
         except RuntimeError:
             continue
-    assert readable.all()
+    assert not any(reasons)
     np.testing.assert_array_equal(images, expected)
+
+
+def test_a_worker_that_answers_nonsense_and_lives_on_is_killed(monkeypatch):
+    echo = [sys.executable, "-c", "import sys, time; print('nonsense', flush=True); time.sleep(600)"]
+    start = subprocess.Popen
+
+    monkeypatch.setattr(decoders.subprocess, "Popen", lambda _, **options: start(echo, **options))
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match="a decoding process ended with status -9"):
+        decoders._Worker().decode([b"x"], np.zeros((1, 24, 24, 3), np.uint8), np.full(1, "", object))
+    assert time.monotonic() - began < 30
 
 
 SCRIPT = """

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pujax.distance import fit_gaussians, relative_distance
+from pujax.pu.distance import fit_gaussians, relative_distance
 
 
 def problem(classes=4, size=6):

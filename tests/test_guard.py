@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from test_train import make_problem
 
-from pujax.config import Config, DataConfig, DistillConfig
+from pujax.config import DistillConfig, RunConfig
 from pujax.data.batches import index_batches
-from pujax.distill import make_distill_loss
 from pujax.metrics import MetricsLog
-from pujax.models import create_classifier
+from pujax.networks import Preprocessing, abstract_network, init_network
 from pujax.optim import make_optimizer
 from pujax.sharding import make_mesh, replicate, shard_batch
+from pujax.student import make_distill_loss
 from pujax.train import fit, init_state, make_train_step, make_train_steps
 
 
@@ -57,7 +57,7 @@ def test_dispatches_of_a_chunk_of_three_steps(monkeypatch, backend, calls):
 
 def test_the_next_chunks_are_read_and_sent_before_steps_are_waited_for(tmp_path, monkeypatch):
     images, labels, variables, loss_fn = make_problem()
-    config, events = Config(device_data_mb=0, distill=DistillConfig(num_steps=5, batch_size=32)), []
+    distill, run, events = DistillConfig(num_steps=5, batch_size=32), RunConfig(device_data_mb=0), []
 
     def batches(**feed):
         for chunk in index_batches(len(images), 32, seed=0, **feed):
@@ -67,9 +67,9 @@ def test_the_next_chunks_are_read_and_sent_before_steps_are_waited_for(tmp_path,
     monkeypatch.setattr("pujax.train.make_train_steps", lambda *_: lambda state, *_: (state, {"loss": jnp.ones(1)}))
     monkeypatch.setattr(jax, "block_until_ready", lambda _: events.append("wait"))
     log = MetricsLog(tmp_path, enabled=False)
-    options = {"images": images, "columns": {"label": labels}, "frozen": {}, "log": log, "name": "distill"}
+    options = {"images": images, "columns": {"label": labels}, "frozen": {}, "log": log, "name": "distill", "run": run}
     options |= {"rng": jax.random.key(0), "mesh": make_mesh(jax.devices()[:1]), "folder": tmp_path}
-    fit(config, config.distill, loss_fn, variables, make_batches=batches, **options)
+    fit(distill, loss_fn, variables, make_batches=batches, **options)
     assert events == ["read", "read", "read", "wait", "read", "wait", "read", "wait"]
 
 
@@ -84,15 +84,20 @@ def flops(function, *arguments):
     return jax.jit(function).lower(*arguments).cost_analysis()["flops"]
 
 
+def network(model, seed=0):
+    options = {"num_classes": 10, "class_names": None, "dtype": jnp.dtype(jnp.float32)}
+    shapes = abstract_network(model, preprocessing=Preprocessing(32, 3, (0.5,), (0.5,)), **options)
+    return init_network(shapes, jax.random.key(seed))
+
+
 def test_a_distillation_step_costs_one_teacher_pass_and_three_student_passes():
-    config = Config(data=DataConfig(image_size=32, channels=3))
-    teacher, student = create_classifier("cifar_resnet18_w16", 10), create_classifier("cifar_resnet10_w16", 10)
+    distill = DistillConfig()
+    teacher, student = network("cifar_resnet18_w16"), network("cifar_resnet10_w16")
     batch = jnp.zeros((8, 32, 32, 3), jnp.uint8)
-    nets = [(net, net.init(jax.random.key(0), batch / 255, train=False)) for net in (teacher, student)]
-    forward = [flops(lambda v, x, net=net: net.apply(v, x, train=False), v, batch / 255) for net, v in nets]
-    tx = make_optimizer(config.distill)
-    step = make_train_step(make_distill_loss(config, student, teacher), tx, make_mesh(jax.devices()[:1]))
-    frozen = {"teacher": nets[0][1], "class_weights": jnp.ones((1, 10))}
+    forward = [flops(net.logits, net.variables, batch) for net in (teacher, student)]
+    tx = make_optimizer(distill)
+    step = make_train_step(make_distill_loss(distill, student, teacher, seed=0), tx, make_mesh(jax.devices()[:1]))
+    frozen = {"teacher": teacher.variables, "class_weights": jnp.ones((1, 10))}
     rows = {"image": batch, "label": jnp.zeros(8, jnp.int32), "index": jnp.zeros(8, jnp.int32)}
-    total = flops(step, frozen, {}, jax.random.key(0), init_state(nets[1][1], tx), rows)
+    total = flops(step, frozen, {}, jax.random.key(0), init_state(student.variables, tx), rows)
     assert 0.9 < total / (forward[0] + 3 * forward[1]) < 1.25

@@ -1,19 +1,24 @@
 """The command line as a whole, in this process: each mistake ends in one line on stderr and the right exit status."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
+from etils import epath
 from PIL import Image
 
 from pujax import launch
+from pujax.data.embedded import embedded_path, load_embedded
+from pujax.networks import load_network, save_network
 
 QUICK = [
     "--config=configs/quickstart.py",
     "--config.baselines=",
-    "--config.scorer.num_steps=20",
+    "--config.scorer.frozen.num_steps=20",
     "--config.distill.num_steps=4",
     "--config.data.pool.limit=1000",
     "--config.data.test.limit=200",
@@ -51,11 +56,16 @@ def call(monkeypatch, capfd):
         ([QUICK[0], "--wrokdir=x"], "Did you mean: workdir"),
         ([QUICK[0], "--config.distill.lerning_rate=1"], "did you mean --config.distill.learning_rate"),
         ([QUICK[0], "--config.distill.num_steps=many"], "num_steps"),
-        ([QUICK[0], "--config.baselines=labelled,random"], "baselines contains 'labelled'; choose from labelled_only"),
+        (
+            [QUICK[0], "--config.baselines=labelled,random"],
+            "baselines contains 'labelled'; did you mean 'labelled_only'?",
+        ),
         ([QUICK[0], "--stages=minee"], "there is no stage 'minee'"),
         ([QUICK[0], "--stages="], "there is no stage ''"),
         ([QUICK[0], "--nodry_run=3"], "does not take an argument"),
         (["--config=configs/mnist.py", "--workdir=unused"], "`tfds build mnist --file_format=array_record`"),
+        ([QUICK[0], "--config.scorer.mode=finetune"], "scorer.frozen.batch_size is 320, but scorer.mode is finetune"),
+        ([QUICK[0], "--workdir=unused", "--config.data.pool.path=heap"], "heap"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -95,6 +105,15 @@ def labelled_folder(root, *, flat=False, broken=False):
     return ["--config.data.labelled.kind=folder", f"--config.data.labelled.path={root}"]
 
 
+def nameless_classes(root):
+    """Teacher and test images that do not say what their classes are called."""
+    teacher = load_network(epath.Path(embedded_path("teacher_lenet5.safetensors")), dtype=jnp.dtype(jnp.float32))
+    save_network(epath.Path(root / "teacher.safetensors"), dataclasses.replace(teacher, class_names=None))
+    np.savez(root / "test.npz", **{name: column[:200] for name, column in load_embedded("test").items()})
+    return [f"--config.teacher.weights={root}/teacher.safetensors", "--config.data.test.kind=array",
+            f"--config.data.test.path={root}/test.npz"]  # fmt: skip
+
+
 def missing(part, kind):
     return lambda root: [f"--config.data.{part}.kind={kind}", f"--config.data.{part}.path={root}/nowhere"]
 
@@ -123,32 +142,47 @@ WRONG_INPUTS = {
         lambda root: ["--config.teacher.weights=none.safetensors"],
         "no weights file at none.safetenso",
     ),
-    "wrong class count": (lambda root: ["--config.data.num_classes=5"], "data.num_classes is 5"),
-    "wrong model": (lambda root: ["--config.teacher.model=lenet5_half"], "the model needs"),
+    "wrong class count": (lambda root: ["--config.data.num_classes=12"], "10 class names, but data.num_classes is 12"),
+    "wrong normalisation": (lambda root: ["--config.data.mean=0.5"], "mean (0.286,), but data.mean is (0.5,)"),
+    "weights that are a folder": (lambda root: [f"--config.teacher.weights={root}"], "is a folder, not a .safeten"),
+    "wrong model": (
+        lambda root: ["--config.teacher.model=lenet5_half"],
+        "holds a lenet5, but teacher.model is lenet5_h",
+    ),
     "no model": (lambda root: ["--config.distill.model="], "distill.model is not set; choose from lenet5"),
     "no teacher": (lambda root: ["--config.teacher.weights="], "neither teacher.weights nor data.full is set"),
     "no pool": (lambda root: ["--config.data.pool.kind="], "data.pool is not set"),
     "flat folder as labelled": (lambda root: labelled_folder(root / "in", flat=True), "has no labels"),
-    "image that does not decode": (lambda root: labelled_folder(root / "in", broken=True), "class1/3.png does not dec"),
+    "image that does not decode": (
+        lambda root: labelled_folder(root / "in", broken=True) + nameless_classes(root),
+        "class1/3.png does not dec",
+    ),
     "damaged array file": (damaged_array, "pool.npz is damaged"),
     "damaged summary block": (damaged_summary, "teacher/DONE.json is damaged; delete"),
     "empty selection": (
-        lambda root: ["--config.mining.selection=threshold", "--config.mining.threshold=1e6"],
+        lambda root: ["--config.select.rule=threshold", "--config.select.threshold=1e6"],
         "keeps none of 1000 images",
     ),
     "batch larger than the data": (
         lambda root: ["--config.distill.batch_size=80000"],
-        "batch_size 80000 is larger than the",
+        "distill.batch_size is 80000, but there are 100 labelled and 1000 pool images",
     ),
     "batch that does not split": (lambda root: ["--config.distill.batch_size=100"], "does not split over 8 devices"),
     "baseline without truth": (
-        lambda root: ["--config.baselines=true_positives", *flat_pool(root)],
+        lambda root: ["--config.distill.batch_size=32", "--config.baselines=true_positives", *flat_pool(root)],
         "baseline true_positives needs a pool that carries truth",
     ),
     "baseline without its data": (lambda root: ["--config.baselines=full_data"], "full_data needs data.full"),
-    "stage before its time": (lambda root: ["--stages=teacher,mine"], "stage mine needs stage scorer"),
-    "work directory that is a file": (file_as_workdir, "File exists"),
-    "work directory that cannot be made": (lambda root: ["--workdir=/proc/none"], "/proc/none: No such file"),
+    "stage before its time": (lambda root: ["--stages=teacher,score"], "stage score needs stage scorer"),
+    "too few for the folds": (
+        lambda root: ["--config.data.labelled.limit=3"],
+        "3 labelled and 1000 pool images are too few",
+    ),
+    "work directory that is a file": (file_as_workdir, "cannot be a work directory: File exists"),
+    "work directory that cannot be made": (
+        lambda root: ["--workdir=/proc/none"],
+        "/proc/none cannot be a work directory: No such file",
+    ),
 }
 
 

@@ -14,18 +14,20 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pujax import baselines
-from pujax.config import BASELINES, SourceConfig
+from pujax import artifacts, pipeline
+from pujax.config import BASELINES, FinetunedScorerConfig, SourceConfig, resolve
 from pujax.data.embedded import load_embedded
+from pujax.errors import UserError
+from pujax.stages import baselines
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
-    "--config.scorer.num_steps=200",
+    "--config.scorer.frozen.num_steps=200",
     "--config.distill.num_steps=60",
-    "--config.mining.shard_size=2000",
+    "--config.score.shard_size=2000",
     "--config.data.pool.limit=8000",
     "--config.data.test.limit=1000",
-    "--config.checkpoint_every=20",
+    "--config.run.checkpoint_every=20",
     "--config.baselines=random",
 ]
 
@@ -75,7 +77,7 @@ def test_the_job_mines_and_says_what_it_was_worth(undisturbed):
     assert summary["baselines"]["random"]["train_images"] == summary["student"]["train_images"]
     assert 0.01 < summary["baselines"]["random"]["precision"] < 0.15  # 5 % of the pool
     assert "mining is worth" in output
-    selected = pq.read_table(workdir / "mine" / "selected.parquet")
+    selected = pq.read_table(workdir / "select" / "selected.parquet")
     assert len(set(selected["key"].to_pylist())) == summary["mining"]["selected"]
 
 
@@ -83,7 +85,7 @@ def test_a_second_run_skips_everything(undisturbed):
     workdir, summary, _ = undisturbed
     started = time.monotonic()
     again, output = run(workdir)
-    assert output.count("done before, skipped") == 5
+    assert output.count("done before, skipped") == 6
     assert numbers(again) == numbers(summary)
     assert time.monotonic() - started < 30
 
@@ -91,13 +93,13 @@ def test_a_second_run_skips_everything(undisturbed):
 @pytest.mark.parametrize(
     "begun",
     [
-        "teacher/INPUTS.json",
-        "scorer/INPUTS.json",
-        "mine/shards/scores-0000002000-0000004000.parquet",
+        pytest.param("teacher/INPUTS.json", marks=pytest.mark.slow),
+        pytest.param("scorer/INPUTS.json", marks=pytest.mark.slow),
+        "score/shards/scores-0000002000-0000004000.parquet",
         "distill/checkpoints/20",
-        "baselines/random/images.npy",
+        pytest.param("baselines/random/images.npy", marks=pytest.mark.slow),
     ],
-    ids=["teacher", "scorer", "mine", "distill", "baselines"],
+    ids=["teacher", "scorer", "score", "distill", "baselines"],
 )
 def test_killed_and_resumed_equals_never_killed(undisturbed, tmp_path, begun):
     _, summary, _ = undisturbed
@@ -111,20 +113,20 @@ def test_killed_and_resumed_equals_never_killed(undisturbed, tmp_path, begun):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (workdir / "summary.json").exists()
-    finished = {path: path.stat().st_mtime_ns for path in workdir.glob("mine/shards/*.parquet")}
+    finished = {path: path.stat().st_mtime_ns for path in workdir.glob("score/shards/*.parquet")}
     resumed, _ = run(workdir)
     assert numbers(resumed) == numbers(summary)
     assert all(path.stat().st_mtime_ns == when for path, when in finished.items())
-    for name in ("scorer/scorer.safetensors", "mine/selected.parquet", "distill/student.safetensors"):
+    for name in ("scorer/scorer.safetensors", "select/selected.parquet", "distill/student.safetensors"):
         assert (workdir / name).read_bytes() == (undisturbed[0] / name).read_bytes(), name
 
 
 def test_eight_devices_mine_the_same_images(undisturbed, tmp_path):
     one_dir, one, _ = undisturbed
-    eight, _ = run(tmp_path / "run", "--stages=teacher,scorer,mine", devices=8)
-    tables = [pq.read_table(workdir / "mine" / "selected.parquet") for workdir in (one_dir, tmp_path / "run")]
+    eight, _ = run(tmp_path / "run", "--stages=teacher,scorer,score,select", devices=8)
+    tables = [pq.read_table(workdir / "select" / "selected.parquet") for workdir in (one_dir, tmp_path / "run")]
     assert tables[0]["index"].to_pylist() == tables[1]["index"].to_pylist()
-    np.testing.assert_allclose(*(table["pu_logit"].to_numpy() for table in tables), atol=1e-4)
+    np.testing.assert_allclose(*(table["score"].to_numpy() for table in tables), atol=1e-4)
     assert eight["scorer"]["class_prior"] == pytest.approx(one["scorer"]["class_prior"], abs=1e-5)
 
 
@@ -151,7 +153,7 @@ def test_two_processes_do_what_one_does(undisturbed, tmp_path):
     two = json.loads((workdir / "summary.json").read_text())
     assert two["run"]["processes"] == two["run"]["devices"] == 2
     assert two["scorer"]["class_prior"] == pytest.approx(one["scorer"]["class_prior"], abs=1e-5)
-    tables = [pq.read_table(path / "mine" / "selected.parquet") for path in (one_dir, workdir)]
+    tables = [pq.read_table(path / "select" / "selected.parquet") for path in (one_dir, workdir)]
     assert tables[0]["key"].to_pylist() == tables[1]["key"].to_pylist()
     assert two["student"]["accuracy"] == pytest.approx(one["student"]["accuracy"], abs=0.02)
 
@@ -174,9 +176,9 @@ def test_a_loss_that_is_not_finite_is_status_1_and_names_the_step(tmp_path):
 
 def test_a_work_directory_of_another_config_is_refused(undisturbed):
     workdir, _, _ = undisturbed
-    status, line = refused(*command(workdir, "--config.scorer.learning_rate=0.01")[3:])
+    status, line = refused(*command(workdir, "--config.scorer.frozen.learning_rate=0.01")[3:])
     assert status == 2
-    assert "scorer.learning_rate=0.05, this run has 0.01" in line
+    assert "scorer.frozen.learning_rate=0.05, this run has 0.01" in line
 
 
 def test_help_and_dry_run(tmp_path):
@@ -193,12 +195,9 @@ def test_help_and_dry_run(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def in_process(tmp_path, change):
+def in_process(tmp_path, change, stages=pipeline.STAGES):
     """Run a changed quickstart config in this process."""
     import importlib.util
-
-    from pujax import pipeline
-    from pujax.config import resolve
 
     spec = importlib.util.spec_from_file_location("quickstart", ROOT / "configs" / "quickstart.py")
     recipe = importlib.util.module_from_spec(spec)
@@ -206,9 +205,10 @@ def in_process(tmp_path, change):
     config = recipe.get_config()
     config.baselines = ()
     config.data.pool.limit, config.data.test.limit, config.distill.num_steps = 1000, 200, 4
-    config.scorer.num_steps = 20
+    config.score.shard_size = 400
+    config.scorer.frozen.num_steps = 20
     change(config)
-    return pipeline.run(resolve(config), tmp_path / "run")
+    return pipeline.run(resolve(config), tmp_path / "run", stages)
 
 
 def write_pool_folder(root, num_images=200):
@@ -218,21 +218,26 @@ def write_pool_folder(root, num_images=200):
     (root / "0007.png").write_bytes((root / "0007.png").read_bytes()[:60])
 
 
-def test_pool_images_that_do_not_decode_stop_the_run_or_are_counted(tmp_path):
+def test_pool_images_that_do_not_decode_are_counted_and_listed_or_stop_the_run(tmp_path):
     write_pool_folder(tmp_path / "pool")
 
     def change(config):
         config.data.pool = SourceConfig(kind="folder", path=str(tmp_path / "pool"))
-        config.distill.batch_size = 32
+        config.distill.batch_size, config.select.rule = 32, "all"
 
-    def tolerate(config):
+    def strict(config):
         change(config)
-        config.mining.max_unreadable, config.mining.selection = 0.01, "all"
+        config.score.max_unreadable = 0.001
 
-    with pytest.raises(ValueError, match=r"data.pool: the image 0007.png does not decode"):
-        in_process(tmp_path, change)
-    mining = in_process(tmp_path / "tolerant", tolerate)["mining"]
+    with pytest.raises(
+        UserError, match=r"1 of 200 .* the first is 0007.png .*scorer/unreadable.parquet.*max_unreadable"
+    ):
+        in_process(tmp_path, strict)
+    mining = in_process(tmp_path, change)["mining"]  # the option may change: it is no input of any number
     assert (mining["pool_images"], mining["scored"], mining["unreadable"], mining["selected"]) == (200, 199, 1, 199)
+    for stage in ("scorer", "score"):
+        listed = pq.read_table(tmp_path / "run" / stage / "unreadable.parquet")
+        assert listed["key"].to_pylist() == ["0007.png"] and listed["reason"][0].as_py()
 
 
 def test_a_teacher_is_trained_from_labels_and_every_baseline_gets_its_images(tmp_path):
@@ -242,37 +247,130 @@ def test_a_teacher_is_trained_from_labels_and_every_baseline_gets_its_images(tmp
         config.teacher.weights, config.teacher.num_steps, config.teacher.batch_size = "", 40, 64
         config.data.full = SourceConfig(kind="embedded", name="test", limit=640)
         config.baselines, config.distill.num_steps = ("full_data",), 1
-        config.mining.selection, config.mining.budget = "class_balanced", 70
+        config.select.rule, config.select.budget = "class_balanced", 70
         kept.append(config)
 
     summary = in_process(tmp_path, change)
     assert summary["teacher"]["accuracy"] > 0.3
     assert summary["baselines"]["full_data"]["train_images"] == 640
-    parts = {name: baselines.training_parts(kept[0], tmp_path / "run", name) for name in BASELINES}
+    workdir = artifacts.open_workdir(tmp_path / "run")
+    with pipeline.opened(resolve(kept[0]), workdir, pipeline.STAGES, dry=True) as (job, _):
+        parts = {name: baselines.training_parts(job, name, 70) for name in BASELINES}
     counts = {name: sum(len(index) for _, index in part) for name, part in parts.items()}
     truth = int(load_embedded("pool")["truth"][:1000].sum())
     expected = {"labelled_only": 200, "random": 170, "teacher_confidence": 170, "all": 1100, "full_data": 640}
     assert counts == expected | {"true_positives": 100 + truth}
 
 
-@pytest.mark.parametrize("robust", ["none", "paper", "worst_case"])
+@pytest.mark.parametrize("robust", ["none", pytest.param("paper", marks=pytest.mark.slow), "worst_case"])
 def test_every_distillation_form_runs(tmp_path, robust):
     def change(config):
         config.distill.robust, config.distill.class_weights = robust, "inverse_frequency"
-        config.distill.label_weight, config.scorer.distance, config.scorer.energy = 0.5, 1.0, 1.0
-        config.scorer.flip, config.scorer.quarter_turn, config.scorer.reliable_negatives = True, True, 0.5
-        config.distill.noise_adaptation, config.distill.labelled_per_batch = 0.9, 96
-        config.scorer.class_prior = "0.05"
+        config.distill.label_weight, config.distill.labelled_per_batch = 0.5, 96
+        frozen = config.scorer.frozen
+        frozen.distance, frozen.energy, frozen.reliable_negatives = 1.0, 1.0, 0.5
+        frozen.flip, frozen.quarter_turn, config.scorer.class_prior = True, True, "0.05"
 
     assert 0 < in_process(tmp_path, change)["student"]["accuracy"] < 1
 
 
 def test_the_released_scorer_runs(tmp_path):
     def change(config):
-        config.scorer.mode, config.scorer.loss, config.scorer.surrogate = "finetune", "nnpu", "sigmoid"
-        config.scorer.class_prior, config.scorer.positives_per_batch, config.scorer.hidden = "0.05", 0, 0
-        config.scorer.num_steps, config.scorer.learning_rate = 20, 0.001
+        config.scorer.mode, config.scorer.class_prior = "finetune", "0.05"
+        config.scorer.frozen = type(config.scorer.frozen)()
+        config.scorer.finetune = FinetunedScorerConfig(num_steps=20, learning_rate=0.001)
 
     summary = in_process(tmp_path, change)
     assert summary["scorer"]["class_prior_interval"] is None
     assert summary["mining"]["selected"] == 50
+
+
+def shards_of(workdir):
+    return {path: path.stat().st_mtime_ns for path in workdir.glob("score/shards/*.parquet")}
+
+
+def test_another_budget_rule_or_baseline_scores_no_image_again_and_comes_back(tmp_path, capsys):
+    run_dir = tmp_path / "run"
+
+    def choose(rule, budget=0, baselines=()):
+        def change(config):
+            config.select.rule, config.select.budget, config.baselines = rule, budget, baselines
+            config.run.inference_batch_size = 100 + budget  # may change as well
+
+        return change
+
+    first = in_process(tmp_path, choose("prior"))
+    scored, student = shards_of(run_dir), (run_dir / "distill" / "student.safetensors").read_bytes()
+    second = in_process(tmp_path, choose("top_k", 70, ("random",)))
+    assert second["mining"]["selected"] == 70 and second["baselines"]["random"]["train_images"] == 170
+    output = capsys.readouterr().out
+    assert "select: made with other options, set aside in" in output
+    back = in_process(tmp_path, choose("prior"))
+    assert "distill: brought back from" in capsys.readouterr().out
+    assert numbers(back) == numbers(first)
+    assert (run_dir / "distill" / "student.safetensors").read_bytes() == student
+    assert shards_of(run_dir) == scored
+
+
+def test_inputs_that_changed_are_refused_by_name(tmp_path):
+    teacher_file = tmp_path / "teacher.safetensors"
+    original = (ROOT / "pujax/data/embedded/teacher_lenet5.safetensors").read_bytes()
+    arrays = {name: load_embedded(name) for name in ("labelled", "pool")}
+    arrays["pool"] = {name: column[:1000] for name, column in arrays["pool"].items()}
+
+    def write(teacher=original, **changed):
+        teacher_file.write_bytes(teacher)
+        for name, columns in arrays.items():
+            np.savez(tmp_path / f"{name}.npz", **columns | changed.get(name, {}))
+
+    def change(config):
+        config.teacher.weights = str(teacher_file)
+        for name in arrays:
+            setattr(config.data, name, SourceConfig(kind="array", path=str(tmp_path / f"{name}.npz")))
+
+    write()
+    in_process(tmp_path, change)
+    write(teacher=original[:-1] + bytes([original[-1] ^ 1]))
+    with pytest.raises(UserError, match=r"made with contents of teacher.weights="):
+        in_process(tmp_path, change)
+    images = arrays["labelled"]["images"].copy()
+    images[37, 14, 14] ^= 1  # one pixel of one image
+    write(labelled={"images": images})
+    with pytest.raises(UserError, match=r"made with contents of data.labelled="):
+        in_process(tmp_path, change)
+    write(pool={"truth": ~arrays["pool"]["truth"]})
+    with pytest.raises(UserError, match=r"made with contents of data.pool="):
+        in_process(tmp_path, change)
+    write()
+    in_process(tmp_path, change)  # nothing was lost by being refused
+
+
+def test_results_of_another_version_of_a_stage_are_refused(tmp_path, monkeypatch):
+    in_process(tmp_path, lambda config: None)
+    monkeypatch.setitem(pipeline._VERSIONS, "score", 99)
+    with pytest.raises(UserError, match="made with results version of score=1, this run has 99"):
+        in_process(tmp_path, lambda config: None)
+
+
+def test_a_teacher_alone_needs_neither_labelled_images_nor_pool(tmp_path):
+    def teacher_only(config):
+        config.data.labelled = config.data.pool = SourceConfig()
+
+    summary = in_process(tmp_path, teacher_only, stages=("teacher",))
+    assert summary["teacher"]["accuracy"] > 0.85 and "scorer" not in summary
+    in_process(tmp_path / "whole", lambda config: None)
+    again = in_process(tmp_path / "whole", lambda config: None, stages=("teacher",))
+    assert "student" in again  # what was done before is still in the summary
+
+
+def test_classes_of_other_names_are_refused(tmp_path):
+    def change(config):
+        columns = load_embedded("test")
+        names = ["T-shirt/top", "Skirt", *"cdefghij"]
+        np.savez(
+            tmp_path / "test.npz", images=columns["images"][:200], labels=columns["labels"][:200], class_names=names
+        )
+        config.data.test = SourceConfig(kind="array", path=str(tmp_path / "test.npz"))
+
+    with pytest.raises(UserError, match=r"class 1 is 'Trouser' in the teacher but 'Skirt' in data.test"):
+        in_process(tmp_path, change)

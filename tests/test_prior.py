@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pujax.prior import best_bin, density_ratio, estimate_class_prior, unlevel_top
+from pujax.pu.prior import best_bin, density_ratio, estimate_class_prior, selected_at_random_z
 
 RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
 
@@ -49,8 +49,8 @@ def test_equal_scores_do_not_divide_by_zero():
 
 def test_a_biased_choice_of_labelled_images_is_noticed():
     """Fair draws do not warn; labelled images that score a little above the pool's positives do."""
-    fair = [unlevel_top(*mixture(seed, rate, hard=False)) for seed in range(10) for rate in RATES]
+    fair = [selected_at_random_z(*mixture(seed, rate, hard=False)) for seed in range(10) for rate in RATES]
     assert max(fair) < 3
     positive, pool = zip(*(mixture(seed, 0.1, hard=False) for seed in range(10)))
-    assert min(unlevel_top(p + 0.3, u) for p, u in zip(positive, pool)) > 3
-    assert np.isfinite(unlevel_top(np.ones(50), np.zeros(500)))
+    assert min(selected_at_random_z(p + 0.3, u) for p, u in zip(positive, pool)) > 3
+    assert np.isfinite(selected_at_random_z(np.ones(50), np.zeros(500)))

@@ -6,20 +6,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 from configs import quickstart
-from pujax import scorer
-from pujax.config import Config, ScorerConfig
+from pujax.config import FinetunedScorerConfig, FrozenScorerConfig
 from pujax.data.embedded import embedded_path
 from pujax.data.sources import open_source
-from pujax.distance import relative_distance
-from pujax.heads import fit_heads, score
+from pujax.errors import UserError
 from pujax.metrics import auc
-from pujax.models import create_classifier
+from pujax.networks import Preprocessing, abstract_network, init_network, load_network
+from pujax.pu import scorer
+from pujax.pu.distance import relative_distance
+from pujax.pu.heads import fit_heads, score
+from pujax.pu.losses import make_pu_loss
 from pujax.sharding import make_mesh
-from pujax.teacher import load_classifier
+from pujax.stages.scorer import make_finetune_loss, split_off
 
-CONFIG = ScorerConfig(
+CONFIG = FrozenScorerConfig(
     num_steps=200, batch_size=64, positives_per_batch=16, learning_rate=0.05, weight_decay=0.05, folds=4
 )
 
@@ -39,16 +42,23 @@ def problem(num_pool=2000, rate=0.1, seed=0):
     return positives.astype(np.float32), pool.astype(np.float32), truth
 
 
-def fit(config, positives, pool, mesh):
+def loss_of(config, class_prior=None):
+    return make_pu_loss(
+        config.loss, class_prior=class_prior, beta=config.beta, gamma=config.gamma, surrogate=config.surrogate
+    )
+
+
+def fit(config, positives, pool, mesh, *, class_prior=None, seed=1):
     energies = [(x @ positives.mean(0)).astype(np.float32) for x in (positives, pool)]
     positives, pool = ({"features": x, "energy": e} for x, e in zip((positives, pool), energies))
     return fit_heads(
         config,
+        loss_of(config, class_prior),
         positives,
         pool,
         labels=np.arange(len(positives["features"])) % 3,
         num_classes=4,
-        rng=jax.random.key(1),
+        seed=seed,
         mesh=mesh,
         log=NoLog(),
     )
@@ -97,21 +107,28 @@ def test_a_second_training_leaves_the_likely_positives_out():
         logits.append(np.median(positive_logits))
     # Against the whole pool no density ratio is above 1 / 0.4; against its negatives there is no such bound.
     assert logits[0] < np.log(1 / 0.4) + 0.2 and logits[1] > 2
-    with pytest.raises(ValueError, match="reliable_negatives"):
+    with pytest.raises(UserError, match="reliable_negatives"):
         fit(dataclasses.replace(CONFIG, reliable_negatives=1e-9), positives, pool, mesh)
 
 
+def new_network(model, channels):
+    options = {"num_classes": 10, "class_names": None, "dtype": jnp.dtype(jnp.float32)}
+    options["preprocessing"] = Preprocessing(32, channels, (0.4,), (0.3,))
+    return init_network(abstract_network(model, **options), jax.random.key(0))
+
+
 def test_a_quarter_turn_puts_the_features_of_the_turned_image_behind_those_of_the_image():
-    images = np.random.default_rng(0).normal(size=(2, 32, 32, 1)).astype(np.float32)
-    model = create_classifier("lenet5", 10)
-    variables = model.init(jax.random.key(0), images, train=False)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 1), np.uint8)
+    images = (pixels / np.float32(255) - np.float32(0.4)) / np.float32(0.3)
+    network = new_network("lenet5", channels=1)
+    model, variables = network.module, network.variables
 
     def outputs(*views):
         logits, features = zip(*(model.apply(variables, view, train=False) for view in views))
         return np.mean(logits, 0), np.mean([np.concatenate(parts, -1) for parts in features], 0)
 
-    config = Config(scorer=ScorerConfig(flip=True, quarter_turn=True))
-    logits, inputs = scorer.frozen_inputs(config, model, variables, images)
+    config = FrozenScorerConfig(flip=True, quarter_turn=True)
+    logits, inputs = scorer.frozen_inputs(config, network, variables, pixels)
     sides = images, images[:, :, ::-1]
     upright_logits, upright = outputs(*sides)
     expected = np.concatenate([upright, outputs(*(np.rot90(side, axes=(1, 2)) for side in sides))[1]], -1)
@@ -123,10 +140,9 @@ def test_a_quarter_turn_puts_the_features_of_the_turned_image_behind_those_of_th
 def test_one_device_equals_eight(meshes):
     positives, pool, _ = problem()
     config = dataclasses.replace(
-        CONFIG, num_steps=10, gate=True, hidden=8, loss="nnpu", class_prior="0.1", distance=1.0, energy=0.5,
-        reliable_negatives=0.6,
-    )  # fmt: skip
-    one, eight = (fit(config, positives, pool, mesh) for mesh in meshes)
+        CONFIG, num_steps=10, gate=True, hidden=8, loss="nnpu", distance=1.0, energy=0.5, reliable_negatives=0.6
+    )
+    one, eight = (fit(config, positives, pool, mesh, class_prior=0.1) for mesh in meshes)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight)):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
@@ -143,32 +159,50 @@ def test_held_out_scores_come_from_heads_that_did_not_see_the_image():
 def test_the_ranking_hardly_depends_on_the_prior(loss):
     positives, pool, truth = problem(rate=0.05)
     mesh, aucs = make_mesh(jax.devices()[:1]), []
-    for prior in ("0.02", "0.1", "0.3"):
-        _, _, logits = fit(dataclasses.replace(CONFIG, loss=loss, class_prior=prior), positives, pool, mesh)
+    for prior in (0.02, 0.1, 0.3):
+        _, _, logits = fit(dataclasses.replace(CONFIG, loss=loss), positives, pool, mesh, class_prior=prior)
         aucs.append(auc(logits[truth], logits[~truth]))
     assert max(aucs) - min(aucs) < 0.01
 
 
+@pytest.mark.slow
 def test_on_the_quickstart_pool_the_ranking_is_good_at_any_prior():
     config, mesh = quickstart.get_config(), make_mesh(jax.devices()[:1])
-    module, variables = load_classifier(config, "lenet5", embedded_path("teacher_lenet5.safetensors"))
+    frozen = config.scorer.frozen
+    teacher = load_network(epath.Path(embedded_path("teacher_lenet5.safetensors")), dtype=jnp.dtype(jnp.float32))
     sources = [open_source(part, config.data, labelled=False) for part in (config.data.labelled, config.data.pool)]
     features = [
-        scorer.extract_inputs(config, module, variables, lambda i, s=s: s.read(i)[0], len(s), mesh=mesh)["features"]
+        scorer.extract_inputs(frozen, teacher, lambda i, s=s: s.read(i)[0], len(s), mesh=mesh, batch_size=512)[
+            "features"
+        ]
         for s in sources
     ]
     truth, aucs = sources[1].truth, []
-    for loss, prior in (("labelled_vs_unlabelled", "estimate"), ("balanced_nnpu", "0.02"), ("balanced_nnpu", "0.3")):
-        _, _, logits = fit(dataclasses.replace(config.scorer, loss=loss, class_prior=prior), *features, mesh)
+    for loss, prior in (("labelled_vs_unlabelled", None), ("balanced_nnpu", 0.02), ("balanced_nnpu", 0.3)):
+        _, _, logits = fit(dataclasses.replace(frozen, loss=loss), *features, mesh, class_prior=prior)
         aucs.append(auc(logits[truth], logits[~truth]))
     assert min(aucs) > 0.99
     assert abs(aucs[1] - aucs[2]) < 0.01
 
 
+def test_folds_follow_the_seed():
+    positives, pool, _ = problem(num_pool=200)
+    config = dataclasses.replace(CONFIG, num_steps=1, learning_rate=1e-9)  # all heads are as they were made
+    scores = [fit(config, positives, pool, make_mesh(jax.devices()[:1]), seed=seed)[2] for seed in (1, 1, 2)]
+    assert (scores[0] == scores[1]).all() and (scores[0] != scores[2]).any()
+
+
+def test_a_split_holds_every_image_once_and_at_least_one_on_either_side():
+    held, kept = split_off(np.arange(10, 60), 0.2, seed=3)
+    assert len(held) == 10 and sorted([*held, *kept]) == list(range(10, 60))
+    assert [len(part) for part in split_off(np.arange(4), 0.01, seed=0)] == [1, 3]
+    assert [len(part) for part in split_off(np.arange(4), 0.99, seed=0)] == [3, 1]
+
+
 def test_too_few_images_and_broken_losses_are_refused():
     positives, pool, _ = problem()
     mesh = make_mesh(jax.devices()[:1])
-    with pytest.raises(ValueError, match=r"3 labelled and 2000 pool images are too few for scorer.folds=4"):
+    with pytest.raises(UserError, match=r"3 labelled and 2000 pool images are too few for scorer.frozen.folds=4"):
         fit(CONFIG, positives[:3], pool, mesh)
     positives[0] = np.nan
     with pytest.raises(FloatingPointError, match="scorer: the loss is not finite at step 1"):
@@ -177,11 +211,11 @@ def test_too_few_images_and_broken_losses_are_refused():
 
 @pytest.mark.parametrize(("share", "moves"), [(0, True), (2, False)], ids=["uniform", "fixed shares"])
 def test_statistics_move_only_when_batches_look_like_the_pool(share, moves):
-    config = Config()
-    config.scorer = ScorerConfig(batch_size=8, positives_per_batch=share, class_prior="0.1", loss="nnpu")
-    net = scorer.PUNet(create_classifier("cifar_resnet10_w8", 10), scorer.make_head(config.scorer))
-    variables = net.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
-    loss_fn = scorer.make_finetune_loss(config, net, num_labelled=3)
+    config = FinetunedScorerConfig(batch_size=8, positives_per_batch=share)
+    teacher = new_network("cifar_resnet10_w8", channels=3)
+    net = scorer.make_pu_net(config, teacher)
+    variables = scorer.init_pu_net(net, teacher, teacher.variables, jax.random.key(0))
+    loss_fn = make_finetune_loss(config, loss_of(config, 0.1), net, teacher, num_labelled=3)
     images = jax.random.randint(jax.random.key(1), (8, 32, 32, 3), 0, 256).astype(jnp.uint8)
     batch = {"image": images, "index": jnp.arange(8)}
     loss, (stats, _) = loss_fn(variables["params"], variables["batch_stats"], {}, batch, jax.random.key(2))

@@ -1,54 +1,157 @@
-"""Selections on a table small enough to check by hand."""
+"""Selections: by hand on a small table, and streamed against NumPy's sorting on tables of any shape."""
+
+import tracemalloc
 
 import numpy as np
 import pytest
 
-from pujax.selection import SELECTIONS, ScoreTable, select
+from pujax.errors import UserError
+from pujax.selection import RULES, select
 
-TABLE = ScoreTable(
-    index=np.arange(100, 110),
-    pu_logit=np.array([5, 4, 3, 2, 1, 0, -1, -2, -3, 3], np.float32),
-    teacher_class=np.array([0, 0, 0, 0, 1, 1, 2, 2, 2, 2], np.int32),
-    teacher_confidence=np.array([0.1, 0.9, 0.2, 0.8, 0.3, 0.7, 0.4, 0.6, 0.5, 0.95], np.float32),
-)
+INDEX = np.arange(100, 110)
 OPTIONS = {"threshold": 2.0, "budget": 4, "class_prior": 0.3, "seed": 0}
 
 
+class Table:
+    """A score table in memory, handed out in shards of a given size."""
+
+    def __init__(self, columns, shard_size=3):
+        self.columns, self.shard_size = columns, shard_size
+
+    def batches(self, *names):
+        for start in range(0, len(self.columns["index"]), self.shard_size):
+            yield {name: self.columns[name][start : start + self.shard_size] for name in ("index", *names)}
+
+
+TABLE = Table({
+    "index": INDEX,
+    "score": np.array([5, 4, 3, 2, 1, 0, -1, -2, -3, 3], np.float32),
+    "teacher_class": np.array([0, 0, 0, 0, 1, 1, 2, 2, 2, 2], np.int32),
+    "teacher_confidence": np.array([0.1, 0.9, 0.2, 0.8, 0.3, 0.7, 0.4, 0.6, 0.5, 0.95], np.float32),
+})  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("name", "rows"),
+    ("rule", "rows"),
     [
         ("threshold", [0, 1, 2, 9]),  # strictly above
         ("top_k", [0, 1, 2, 9]),
         ("prior", [0, 1, 2]),  # row 2 before row 9 at equal score
         ("teacher_confidence", [1, 3, 5, 9]),
-        ("mean_rank", [0, 1, 3, 9]),  # ranks 0 + 9, 1 + 1, 4 + 2, 3 + 0; row 5's 6 + 3 comes after row 0's
+        ("mean_rank", [0, 1, 3, 9]),  # ranks 0 + 9, 1 + 1, 4 + 2, 2.5 + 0; row 5's 6 + 3 comes after row 0's
         ("all", list(range(10))),
     ],
 )
-def test_by_hand(name, rows):
-    assert select(name, TABLE, **OPTIONS).tolist() == rows
+def test_by_hand(rule, rows):
+    assert (select(rule, TABLE, **OPTIONS) - 100).tolist() == rows
 
 
 def test_class_balanced_shares_the_budget_and_fills_up_from_others():
-    assert select("class_balanced", TABLE, **OPTIONS | {"budget": 6}).tolist() == [0, 1, 4, 5, 6, 9]
+    def rows(budget):
+        return (select("class_balanced", TABLE, **OPTIONS | {"budget": budget}) - 100).tolist()
+
+    assert rows(6) == [0, 1, 4, 5, 6, 9]
     # class 1 has two images only: what it cannot give is shared between the others
-    assert select("class_balanced", TABLE, **OPTIONS | {"budget": 8}).tolist() == [0, 1, 2, 4, 5, 6, 7, 9]
-    assert len(select("class_balanced", TABLE, **OPTIONS | {"budget": 99})) == 10
-
-
-def test_random_is_seeded_and_without_replacement():
-    first, again = (select("random", TABLE, **OPTIONS) for _ in range(2))
-    assert first.tolist() == again.tolist() and len(set(first)) == 4
-    others = {tuple(select("random", TABLE, **OPTIONS | {"seed": seed})) for seed in range(10)}
-    assert len(others) > 1
-
-
-@pytest.mark.parametrize("name", SELECTIONS)
-def test_rows_are_sorted_and_unique(name):
-    rows = select(name, TABLE, **OPTIONS)
-    assert (np.diff(rows) > 0).all()
+    assert rows(8) == [0, 1, 2, 4, 5, 6, 7, 9]
+    assert len(rows(99)) == 10
 
 
 def test_an_empty_selection_is_refused_with_a_remedy():
-    with pytest.raises(ValueError, match=r"keeps none of 10 images .* lower mining.threshold"):
+    with pytest.raises(UserError, match=r"select.rule=threshold keeps none of 10 images .* lower select.threshold"):
         select("threshold", TABLE, **OPTIONS | {"threshold": 10.0})
+
+
+def random_columns(rng, count):
+    digits = int(rng.integers(0, 4))  # few digits make many ties
+    return {
+        "index": np.sort(rng.choice(3 * count, count, replace=False)),
+        "score": (np.round(rng.normal(size=count), digits) * rng.choice([1, 1e-30, 1e30])).astype(np.float32),
+        "teacher_class": rng.integers(0, 6, count).astype(np.int32) * 2,  # classes between have no image
+        "teacher_confidence": np.round(rng.random(count), digits + 1).astype(np.float32),
+    }
+
+
+def highest(values, count):
+    return np.sort(np.argsort(-values.astype(np.float64), kind="stable")[:count])
+
+
+def mid_ranks(values):
+    """Ranks from below, ties sharing their mean, of values cut to 24 bits."""
+    bits = (values + np.float32(0)).view(np.int32) >> 8
+    order = np.where(bits < 0, -(bits & 0x7FFFFF) - 1, bits)
+    return np.array([(order < own).sum() + ((order == own).sum() - 1) / 2 for own in order])
+
+
+def expected(rule, columns, budget):
+    """The chosen rows by sorting the whole table."""
+    score, confidence, classes = (columns[name] for name in ("score", "teacher_confidence", "teacher_class"))
+    if rule == "mean_rank":
+        return highest(mid_ranks(score) + mid_ranks(confidence), budget)
+    if rule == "class_balanced":
+        quotas = {int(k): 0 for k in np.unique(classes)}
+        while sum(quotas.values()) < min(budget, len(score)):  # one image a class in turn
+            for k in quotas:
+                if quotas[k] < (classes == k).sum() and sum(quotas.values()) < min(budget, len(score)):
+                    quotas[k] += 1
+        rows = {k: np.flatnonzero(classes == k) for k in quotas}
+        return np.sort(np.concatenate([rows[k][highest(score[rows[k]], quota)] for k, quota in quotas.items()]))
+    return highest(score if rule == "top_k" else confidence, budget)
+
+
+@pytest.mark.parametrize("rule", ["top_k", "teacher_confidence", "mean_rank", "class_balanced"])
+def test_streamed_selections_are_those_of_sorting_the_whole_table(rule):
+    rng = np.random.default_rng(0)
+    for _ in range(5 if rule == "mean_rank" else 25):
+        count = int(rng.integers(1, 300))
+        columns, shard_size = random_columns(rng, count), int(rng.integers(1, 60))
+        for budget in {1, count // 3 + 1, count, 2 * count}:
+            chosen = select(rule, Table(columns, shard_size), **OPTIONS | {"budget": budget})
+            assert chosen.tolist() == columns["index"][expected(rule, columns, budget)].tolist()
+
+
+def test_minus_zero_is_zero_and_equal_scores_go_by_the_pool_order():
+    columns = {"index": np.arange(6), "score": np.array([-0.0, 0.0, -0.0, 1, 0.0, -1], np.float32)}
+    assert select("top_k", Table(columns, 2), **OPTIONS | {"budget": 3}).tolist() == [0, 1, 3]
+    level = {"index": np.arange(1000), "score": np.full(1000, 7, np.float32)}
+    assert select("top_k", Table(level, 64), **OPTIONS | {"budget": 130}).tolist() == list(range(130))
+
+
+def test_a_random_choice_is_uniform_and_the_same_in_shards_of_any_size():
+    columns = {"index": np.arange(50)}
+    counts = np.zeros(50)
+    for seed in range(400):
+        chosen = select("random", Table(columns, 7), **OPTIONS | {"budget": 10, "seed": seed})
+        assert len(chosen) == 10 and (np.diff(chosen) > 0).all()
+        assert (
+            chosen.tolist() == select("random", Table(columns, 50), **OPTIONS | {"budget": 10, "seed": seed}).tolist()
+        )
+        counts[chosen] += 1
+    chi_square = ((counts - 80) ** 2 / (80 * 0.8)).sum()
+    assert 25 < chi_square < 85  # 49 degrees of freedom: one in a thousand on either side
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_indices_are_sorted_and_unique(rule):
+    assert (np.diff(select(rule, TABLE, **OPTIONS)) > 0).all()
+
+
+@pytest.mark.parametrize("rule", ["top_k", "random", "mean_rank", "class_balanced"])
+def test_memory_does_not_grow_with_the_table(rule):
+    class Made:
+        """A table that is made as it is read."""
+
+        def __init__(self, shards):
+            self.shards = shards
+
+        def batches(self, *names):
+            for i in range(self.shards):
+                columns = random_columns(np.random.default_rng(i), 2000)
+                yield {name: columns[name] for name in names} | {"index": np.arange(2000 * i, 2000 * (i + 1))}
+
+    peaks = []
+    for shards in (2, 20):
+        tracemalloc.start()
+        select(rule, Made(shards), **OPTIONS | {"budget": 100})
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 100_000

@@ -5,33 +5,45 @@ import itertools
 import json
 from contextlib import closing
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from pujax.config import Config, DistillConfig
+from pujax.config import DistillConfig, RunConfig
 from pujax.data.batches import index_batches
 from pujax.data.transforms import augment
-from pujax.losses import nnpu_risk
 from pujax.metrics import MetricsLog
-from pujax.models import create_classifier
+from pujax.models.layers import BatchNorm, conv, global_mean, linear
+from pujax.pu.losses import nnpu_risk
 from pujax.sharding import make_mesh, shard_batch
 from pujax.train import fit
+
+
+class SmallNet(nn.Module):
+    """Convolutions, BatchNorm and a linear layer, in a form that compiles in no time."""
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        for i in range(2):
+            x = conv(8, 3, stride=2, padding=1, dtype=jnp.float32, name=f"conv{i}")(x)
+            x = nn.relu(BatchNorm(name=f"bn{i}")(x, train=train))
+        return linear(10, 8, dtype=jnp.float32, name="linear")(global_mean(x))
 
 
 def make_problem(num_images=96):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (num_images, 32, 32, 3), np.uint8)
     labels = rng.integers(0, 10, num_images).astype(np.int32)
-    module = create_classifier("cifar_resnet10_w8", 10)
+    module = SmallNet()
     variables = module.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
 
     def loss_fn(params, batch_stats, frozen, batch, rng):
         pixels = augment(rng, batch["image"], pad=4, flip=True) / 255.0
         apply = functools.partial(module.apply, train=True, mutable=["batch_stats"])
-        (logits, _), mutated = apply({"params": params, "batch_stats": batch_stats}, pixels)
+        logits, mutated = apply({"params": params, "batch_stats": batch_stats}, pixels)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         options = {"class_prior": 0.3, "beta": 0.0, "gamma": 1.0, "surrogate": "sigmoid"}
         risk, metrics = nnpu_risk(logits[:, 0], batch["label"] < 3, **options)  # positives lie unevenly over devices
@@ -43,14 +55,13 @@ def make_problem(num_images=96):
 def train(folder, *, mesh, scale=1.0, steps_per_call=1, device_data_mb=64, checkpoint_every=1000):
     images, labels, variables, loss_fn = make_problem()
     folder.mkdir(exist_ok=True)
-    config = Config(device_data_mb=device_data_mb, checkpoint_every=checkpoint_every, log_every=5)
+    run = RunConfig(device_data_mb=device_data_mb, checkpoint_every=checkpoint_every, log_every=5)
     # Small, because a ReLU whose input is zero to rounding may open on one device count and not on another: that alone
     # moves a gradient by 1e-3. A gradient summed instead of averaged would still move parameters by 1e-3.
     training = DistillConfig(batch_size=32, num_steps=10, learning_rate=0.0003, steps_per_call=steps_per_call)
     make_batches = functools.partial(index_batches, len(images), training.batch_size, seed=3)
     with closing(MetricsLog(folder, enabled=True)) as log:
         return fit(
-            config,
             training,
             loss_fn,
             variables,
@@ -60,6 +71,7 @@ def train(folder, *, mesh, scale=1.0, steps_per_call=1, device_data_mb=64, check
             frozen={"scale": np.float32(scale)},
             rng=jax.random.key(1),
             mesh=mesh,
+            run=run,
             folder=folder / "checkpoints",
             log=log,
             name="test",

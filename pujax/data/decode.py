@@ -1,28 +1,51 @@
 """Image files to uint8 arrays of one size. What does not decode in full is reported, never filled with grey."""
 
 import io
+import logging
+import re
+import warnings
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
 _MODES = {1: "L", 3: "RGB"}
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
+logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what is odd about a file is its reason, not a line on stderr
 
 
-def decode(data: bytes, *, size: int, channels: int) -> np.ndarray | None:
-    """Return uint8 [size, size, channels]: short side to `size`, centre crop; None if `data` does not decode.
+def try_decode(data: bytes, *, size: int, channels: int) -> tuple[np.ndarray | None, str]:
+    """Return (image as from `decode`, "") or (None, why it does not decode: the error, in one line).
 
-    EXIF rotation is applied; transparency is laid on black; JPEG is decoded at reduced scale where that suffices.
+    Whatever an image raises is that image's own fault: broken metadata makes Pillow raise errors of any kind.
     """
     try:
-        _check_whole(data)
-        with Image.open(io.BytesIO(data)) as image:
-            image.draft(_MODES[channels], (size, size))
-            image.load()  # raises on truncated data
-            return resize(to_mode(ImageOps.exif_transpose(image), channels), size)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata
+            return decode(data, size=size, channels=channels), ""
+    except (Exception, MemoryError, RecursionError) as error:
+        return None, describe(error)
+
+
+def describe(error: BaseException) -> str:
+    """Return kind and message of an error in one short line."""
+    text = re.sub(r" ?<_io\.BytesIO[^>]*>", "", str(error))  # holds an address: equal files have equal reasons
+    return f"{type(error).__name__}: {' '.join(text.split())}"[:200]
+
+
+def decode(data: bytes, *, size: int, channels: int) -> np.ndarray:
+    """Return uint8 [size, size, channels]: short side to `size`, centre crop.
+
+    EXIF rotation is applied; transparency is laid on black; JPEG is decoded at reduced scale where that suffices.
+
+    Raises:
+        Exception: of any kind, if `data` is no whole image.
+    """
+    _check_whole(data)
+    with Image.open(io.BytesIO(data)) as image:
+        image.draft(_MODES[channels], (size, size))
+        image.load()  # raises on truncated data
+        return resize(to_mode(ImageOps.exif_transpose(image), channels), size)
 
 
 def _check_whole(data: bytes) -> None:

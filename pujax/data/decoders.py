@@ -6,6 +6,7 @@ first large batch and end with this process, however it ends; nothing of theirs 
 """
 
 import contextlib
+import json
 import mmap
 import os
 import pickle
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pujax.data.decode import decode
+from pujax.data.decode import describe, try_decode
 
 _ARENA = 4 << 20  # bytes that one worker shares with this process
 _FEW = 32  # as many are decoded sooner here than sent away
@@ -49,22 +50,37 @@ class _Worker:
         )
         os.close(descriptor)
 
-    def decode(self, items: Sequence[bytes | str], out: np.ndarray, readable: np.ndarray) -> None:
-        """Fill `out`, uint8 [n, size, size, channels], and `readable`, bool [n]."""
+    def decode(self, items: Sequence[bytes | str], out: np.ndarray, reasons: np.ndarray) -> None:
+        """Fill `out`, uint8 [n, size, size, channels], and `reasons`, text [n]."""
         if self._process is None:
             self._start()
         try:
             pickle.dump((items, *out.shape[2:]), self._process.stdin)
             self._process.stdin.flush()
-            readable[:] = pickle.load(self._process.stdout)
-        except (EOFError, OSError, pickle.UnpicklingError) as error:
-            status, self._process = self._process.wait(), None
+            answer = json.loads(self._process.stdout.readline())
+            reasons[:] = np.array(answer, object)
+        except (OSError, ValueError) as error:  # a broken pipe, or an answer that is none
+            process, self._process = self._process, None
+            status = _end(process)
             raise RuntimeError(
                 f"a decoding process ended with status {status} at one of {len(items)} images; "
                 "-9 means that the system was short of memory, -11 that a file broke Pillow"
             ) from error
         out[:] = np.frombuffer(self._arena, np.uint8, out.size).reshape(out.shape)
-        out[~readable] = 0
+        out[reasons != ""] = 0
+
+
+def _end(process: subprocess.Popen) -> int:
+    """Return the exit status of a worker that no longer answers; one that lives all the same is killed."""
+    try:
+        process.wait(timeout=1)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    with contextlib.suppress(BrokenPipeError):  # what was not sent is lost with it
+        process.stdin.close()
+    process.stdout.close()
+    return process.returncode
 
 
 def _nameless_file() -> int:
@@ -81,9 +97,9 @@ for _ in range(_WORKERS):
 
 
 def decode_files(
-    fetch: Callable[[slice], Sequence[bytes | str]], count: int, *, size: int, channels: int
+    fetch: Callable[[slice], Sequence[bytes | os.PathLike | str]], count: int, *, size: int, channels: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Decode image files; see `pujax.data.decode.decode`.
+    """Decode image files; see `pujax.data.decode.try_decode`.
 
     Args:
         fetch: `rows -> contents of these files, or their paths`; called in several threads.
@@ -92,39 +108,41 @@ def decode_files(
         channels: 1 or 3.
 
     Returns:
-        (uint8 [count, size, size, channels], readable bool [count]); what is not readable is zero.
+        (uint8 [count, size, size, channels], reasons text [count]): a reason is empty where the image is there; where
+        there is one the image is zero.
 
     Raises:
         RuntimeError: a worker process ended.
     """
     images = np.zeros((count, size, size, channels), np.uint8)
-    readable = np.zeros(count, bool)
+    reasons = np.full(count, "", object)
     run = min(_ARENA // images[:1].nbytes, _RUN, -(-count // _WORKERS)) if count > _FEW else 0
     if run == 0:
-        _decode_here(fetch(slice(count)), images, readable)
-        return images, readable
+        _decode_here(fetch(slice(count)), images, reasons)
+        return images, reasons
 
     def decode_run(start: int) -> None:
         rows = slice(start, min(start + run, count))
         items = fetch(rows)
         worker = _idle.get()
         try:
-            worker.decode(items, images[rows], readable[rows])
+            worker.decode(items, images[rows], reasons[rows])
         finally:
             _idle.put(worker)
 
     list(_threads.map(decode_run, range(0, count, run)))
-    return images, readable
+    return images, reasons
 
 
-def _decode_here(items: Sequence[bytes | str], out: np.ndarray, readable: np.ndarray) -> None:
-    """Decode in this thread into `out`, and say in `readable` what did."""
+def _decode_here(items: Sequence[bytes | str], out: np.ndarray, reasons: np.ndarray) -> None:
+    """Decode in this thread into `out`, and say in `reasons` why some did not."""
     for row, item in enumerate(items):
-        image = None
-        with contextlib.suppress(OSError):
+        try:
             data = item if isinstance(item, bytes) else Path(item).read_bytes()
-            image = decode(data, size=out.shape[2], channels=out.shape[3])
-        readable[row] = image is not None
+        except Exception as error:  # a file larger than memory raises no OSError
+            reasons[row] = describe(error)
+            continue
+        image, reasons[row] = try_decode(data, size=out.shape[2], channels=out.shape[3])
         if image is not None:
             out[row] = image
 
@@ -137,13 +155,16 @@ def main() -> None:
     while True:
         try:
             items, size, channels = pickle.load(sys.stdin.buffer)
-        except EOFError:
+        except (EOFError, pickle.UnpicklingError):  # the latter where it ended in the middle of a request
             return
         out = np.frombuffer(arena, np.uint8, len(items) * size * size * channels)
-        readable = np.zeros(len(items), bool)
-        _decode_here(items, out.reshape(len(items), size, size, channels), readable)
-        pickle.dump(readable, sys.stdout.buffer)
-        sys.stdout.buffer.flush()
+        reasons = np.full(len(items), "", object)
+        _decode_here(items, out.reshape(len(items), size, size, channels), reasons)
+        try:
+            sys.stdout.write(json.dumps(reasons.tolist()) + "\n")
+            sys.stdout.flush()
+        except BrokenPipeError:  # the one that started this is gone
+            os._exit(0)
 
 
 if __name__ == "__main__":

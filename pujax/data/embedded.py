@@ -9,19 +9,24 @@ from pathlib import Path
 
 import numpy as np
 
+from pujax.errors import UserError
+
 FOLDER = Path(__file__).parent / "embedded"
+CLASS_NAMES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
 
 
 def embedded_path(name: str) -> Path:
     """Return the path of an embedded file.
 
     Raises:
-        FileNotFoundError: there is none of that name.
+        UserError: there is none of that name.
     """
     path = FOLDER / name
     if not path.is_file():
         have = ", ".join(sorted(p.name for p in FOLDER.iterdir() if p.suffix in (".xz", ".safetensors")))
-        raise FileNotFoundError(f"nothing embedded is called {name!r}; there are {have}")
+        raise UserError(f"nothing embedded is called {name!r}; there are {have}")
     return path
 
 
@@ -32,18 +37,21 @@ def load_embedded(part: str) -> dict[str, np.ndarray]:
         `images` uint8 [N, 28, 28], and `labels` int32 [N] or, for the pool, `truth` bool [N].
 
     Raises:
-        FileNotFoundError: there is no such set.
-        ValueError: the file is not the one that was shipped.
+        UserError: there is no such set, or the file is not the one that was shipped.
     """
     return dict(_unpack(embedded_path(f"{part}.npz.xz")))
 
 
 @functools.lru_cache(maxsize=4)
 def _unpack(path: Path) -> dict[str, np.ndarray]:
-    """Check and decompress a file, once a process: every stage opens its sources anew."""
+    """Check and decompress a file, once a process."""
     data = path.read_bytes()
-    expected = json.loads((FOLDER / "CHECKSUMS.json").read_text())["files"][path.name]["sha256"]
-    if hashlib.sha256(data).hexdigest() != expected:
-        raise ValueError(f"{path} is damaged: its checksum differs; install pujax again")
+    if hashlib.sha256(data).hexdigest() != checksum(path.name):
+        raise UserError(f"{path} is damaged: its checksum differs; install pujax again")
     with np.load(io.BytesIO(lzma.decompress(data)), allow_pickle=False) as arrays:
         return dict(arrays)
+
+
+def checksum(name: str) -> str:
+    """Return the SHA-256 of an embedded set's file, as it was shipped."""
+    return json.loads((FOLDER / "CHECKSUMS.json").read_text())["files"][name]["sha256"]

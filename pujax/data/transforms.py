@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
     """Return (images / 255 - mean) / std, float32, for uint8 [..., C]; one number or one per channel."""
-    mean, std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
+    shape = (1,) * (images.ndim - 1) + (-1,)
+    mean, std = (jnp.asarray(values, jnp.float32).reshape(shape) for values in (mean, std))
     return (images.astype(jnp.float32) / 255 - mean) / std
 
 

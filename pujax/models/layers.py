@@ -200,7 +200,13 @@ def _scale_and_shift(
     x: jax.Array, scale: jax.Array, bias: jax.Array, mean: jax.Array, var: jax.Array, epsilon: float
 ) -> jax.Array:
     factor = scale * jax.lax.rsqrt(var + epsilon)
-    return (x * factor.astype(x.dtype) + (bias - mean * factor).astype(x.dtype)).astype(x.dtype)
+    factor, shift = _per_channel(factor, x), _per_channel(bias - mean * factor, x)
+    return (x * factor.astype(x.dtype) + shift.astype(x.dtype)).astype(x.dtype)
+
+
+def _per_channel(values: jax.Array, x: jax.Array) -> jax.Array:
+    """Return values [C] in a shape, [1, ..., C], that broadcasts to x [..., C]."""
+    return values.reshape((1,) * (x.ndim - 1) + values.shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -214,7 +220,7 @@ def _normalize_by_batch(
     """
     wide = x.astype(jnp.float32)
     mean = _channel_mean(wide)
-    var = _channel_mean(jnp.square(wide - mean))
+    var = _channel_mean(jnp.square(wide - _per_channel(mean, x)))
     return _scale_and_shift(x, scale, bias, mean, var, epsilon), mean, var
 
 
@@ -227,9 +233,10 @@ def _normalize_forward(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon:
 def _normalize_backward(epsilon: float, residuals: Any, gradients: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
     x, scale, mean, inverse = residuals
     gradient, count = gradients[0].astype(jnp.float32), x.size // x.shape[-1]
-    centred = (x.astype(jnp.float32) - mean) * inverse
+    centred = (x.astype(jnp.float32) - _per_channel(mean, x)) * _per_channel(inverse, x)
     gradient_mean, projection = _channel_mean(gradient), _channel_mean(gradient * centred)
-    dx = scale * inverse * (gradient - gradient_mean - centred * projection)
+    along = gradient - _per_channel(gradient_mean, x) - centred * _per_channel(projection, x)
+    dx = _per_channel(scale * inverse, x) * along
     return dx.astype(x.dtype), projection * count, gradient_mean * count
 
 

@@ -84,8 +84,8 @@ def _density(scores: np.ndarray, grid: np.ndarray, bandwidth: float) -> np.ndarr
     return kernels.sum(1) / (len(scores) * bandwidth * np.sqrt(2 * np.pi))
 
 
-def unlevel_top(positive: np.ndarray, pool: np.ndarray) -> float:
-    """Test whether the pool's best images are like the labelled ones; return a z-score, suspicious above 3.
+def selected_at_random_z(positive: np.ndarray, pool: np.ndarray) -> float:
+    """Test the assumption of selection completely at random; return a z-score, suspicious above 3.
 
     If the labelled images are a random sample of the positives (selected completely at random) and the best scores are
     all positives, then F_u(c) / F_p(c) is level, at the class prior, from some c up. Compared are its values at the
@@ -133,3 +133,25 @@ def estimate_class_prior(
     second = density_ratio(positive, pool)
     lo, hi = max(min(estimate - half, second), 0.0), min(max(estimate + half, second), 1.0)
     return PriorEstimate(estimate, lo, hi, second)
+
+
+def class_prior_block(
+    positive: np.ndarray, pool: np.ndarray, *, given: float | None, seed: int
+) -> dict[str, float | list[float] | None]:
+    """Return what the summary says of the class prior: as given, or estimated, with its interval and test.
+
+    Args:
+        positive: [P] held-out scores of positives.
+        pool: [U] held-out scores of the unlabelled.
+        given: the user's class prior, or None to estimate it.
+        seed: of the bootstrap.
+    """
+    if given is not None:
+        return {"class_prior": given, "class_prior_interval": None}
+    estimate = estimate_class_prior(positive, pool, seed=seed)
+    return {
+        "class_prior": estimate.class_prior,
+        "class_prior_interval": [estimate.lo, estimate.hi],
+        "class_prior_second": estimate.second,
+        "selected_at_random_z": selected_at_random_z(positive, pool),
+    }

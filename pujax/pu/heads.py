@@ -1,7 +1,9 @@
 """PU heads on stored features: one head a fold, trained together, and the parts that are added to their logits.
 
 Every head is trained on the examples outside its fold, so that each positive and each sampled pool image has a score
-from a head that did not see it: these held-out scores estimate the class prior and are all that is reported.
+from a head that did not see it: these held-out scores estimate the class prior and are all that is reported. The pool's
+score table holds the mean over all heads instead, of which those outside an image's fold saw it as unlabelled: for what
+that is worth see docs/method.md.
 
 An image's score is the logit of the head. Where the pool overlaps the classes in style but not in kind, two parts
 that need no training see what the head does not: `distance`, the relative Mahalanobis distance to the labelled
@@ -23,25 +25,24 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from pujax.config import ScorerConfig, given_class_prior
-from pujax.distance import fit_gaussians, relative_distance
-from pujax.losses import pu_loss
+from pujax.config import FinetunedScorerConfig, FrozenScorerConfig
+from pujax.errors import UserError
 from pujax.metrics import MetricsLog
 from pujax.models import PUScorer
 from pujax.optim import make_optimizer
+from pujax.pu.distance import fit_gaussians, relative_distance
+from pujax.pu.losses import PULoss
 from pujax.sharding import replicate
-
-ROUGH_PRIOR = 0.1  # used inside losses that need a prior before any scores exist to estimate one from
 
 Inputs = dict[str, Any]  # "features": float32 [B, D], multi-scale; "energy": float32 [B]
 
 
-def make_head(config: ScorerConfig) -> PUScorer:
+def make_head(config: FrozenScorerConfig | FinetunedScorerConfig) -> PUScorer:
     """Return the module that turns features into one logit."""
     return PUScorer(gate=config.gate, hidden=config.hidden)
 
 
-def init_heads(config: ScorerConfig, rng: jax.Array, *, size: int, num_classes: int) -> Any:
+def init_heads(config: FrozenScorerConfig, rng: jax.Array, *, size: int, num_classes: int) -> Any:
     """Return weights at step 0, in the shapes of trained ones, for features of `size` channels."""
     head, folds = make_head(config), config.folds
     params = jax.vmap(lambda r: head.init(r, (jnp.zeros((1, size)),))["params"])(jax.random.split(rng, folds))
@@ -59,12 +60,12 @@ def init_heads(config: ScorerConfig, rng: jax.Array, *, size: int, num_classes: 
     return weights
 
 
-def score(config: ScorerConfig, weights: Any, inputs: Inputs) -> jax.Array:
+def score(config: FrozenScorerConfig, weights: Any, inputs: Inputs) -> jax.Array:
     """Return the score [folds, B] of every fold: see the module's docstring."""
     return _add(config, weights, _parts(config, weights, inputs))
 
 
-def _add(config: ScorerConfig, weights: Any, parts: jax.Array) -> jax.Array:
+def _add(config: FrozenScorerConfig, weights: Any, parts: jax.Array) -> jax.Array:
     """Return the score [folds, B] of its parts [parts, folds, B]."""
     if len(parts) == 1:
         return parts[0]
@@ -72,14 +73,14 @@ def _add(config: ScorerConfig, weights: Any, parts: jax.Array) -> jax.Array:
     return jnp.tensordot(_part_weights(config), standardised, axes=1)
 
 
-def _part_weights(config: ScorerConfig) -> jax.Array:
+def _part_weights(config: FrozenScorerConfig) -> jax.Array:
     """Return the weights of the parts that are switched on: the head's logit, then distance and energy."""
     return jnp.array([1.0, *(weight for weight in (config.distance, config.energy) if weight)])
 
 
-def _parts(config: ScorerConfig, weights: Any, inputs: Inputs) -> jax.Array:
+def _parts(config: FrozenScorerConfig, weights: Any, inputs: Inputs) -> jax.Array:
     """Return the parts of the score, [parts, folds, B], as they are."""
-    standardised = (inputs["features"] - weights["mean"]) / weights["std"]
+    standardised = (inputs["features"] - weights["mean"][None]) / weights["std"][None]
     logits = jax.vmap(lambda params: make_head(config).apply({"params": params}, (standardised,)))(weights["heads"])
     parts = [logits]
     if config.distance:
@@ -90,25 +91,27 @@ def _parts(config: ScorerConfig, weights: Any, inputs: Inputs) -> jax.Array:
 
 
 def fit_heads(
-    config: ScorerConfig,
+    config: FrozenScorerConfig,
+    loss: PULoss,
     positives: Inputs,
     pool: Inputs,
     *,
     labels: np.ndarray,
     num_classes: int,
-    rng: jax.Array,
+    seed: int,
     mesh: Mesh,
     log: MetricsLog,
 ) -> tuple[Any, np.ndarray, np.ndarray]:
     """Train one head per fold, all in the same dispatches, each on the examples outside its fold.
 
     Args:
-        config: loss, number of steps, batch shares.
+        config: number of steps, batch shares, parts of the score.
+        loss: of one batch.
         positives: of the P labelled images.
         pool: of the U images of the pool sample.
         labels: int [P]; only the distances use them.
         num_classes: K.
-        rng: root key.
+        seed: of folds, weights and batches.
         mesh: devices; the batch is split over them.
         log: receives the losses.
 
@@ -116,43 +119,70 @@ def fit_heads(
         (weights, held-out scores of the positives [P], of the pool sample [U]).
 
     Raises:
-        ValueError: fewer positives or pool images than folds, or too few reliable negatives.
+        UserError: fewer positives or pool images than folds, or too few reliable negatives.
         FloatingPointError: the loss is not finite.
     """
-    raw = [positives["features"], pool["features"]]
-    if min(map(len, raw)) < config.folds:
-        raise ValueError(
-            f"{len(raw[0])} labelled and {len(raw[1])} pool images are too few for scorer.folds={config.folds}"
-        )
-    folds = [np.random.default_rng((0, len(x))).permutation(len(x)) % config.folds for x in raw]
-    weights = init_heads(config, jax.random.fold_in(rng, 0), size=raw[1].shape[1], num_classes=num_classes)
-    weights |= {"mean": raw[1].mean(0), "std": raw[1].std(0) + 1e-6}
-    if config.distance:
-        outside = [np.flatnonzero(folds[0] != k) for k in range(config.folds)]
-        weights["gaussians"] = _fit_distances(raw[0], labels, outside, raw[1], num_classes=num_classes)
-    fresh_heads = replicate(mesh, weights["heads"])
+    raw, rng = (positives["features"], pool["features"]), jax.random.key(seed)
+    folds = tuple(_deal_folds(len(x), config.folds, seed) for x in raw)
+    weights = _untrained(config, *raw, labels=labels, folds=folds[0], num_classes=num_classes, rng=rng)
+    fresh = replicate(mesh, weights["heads"])
     features = replicate(mesh, [(x - weights["mean"]) / weights["std"] for x in raw])
-    train_heads = jax.jit(functools.partial(_scan_heads, config, mesh))
+    train_heads = jax.jit(functools.partial(_scan_heads, config, loss, mesh))
     parts_of, add = (jax.jit(functools.partial(fn, config)) for fn in (_parts, _add))
-    prior = given_class_prior(config) or ROUGH_PRIOR
-
-    def train(kept_pool: np.ndarray, turn: int) -> tuple[np.ndarray, np.ndarray]:
-        """Put trained heads into `weights`; return the held-out scores."""
-        kept = np.ones(len(raw[0]), bool), kept_pool
-        rows = [_rows_outside_folds(fold, own, config.folds) for fold, own in zip(folds, kept)]
+    score_held_out = functools.partial(_score_held_out, parts_of, add, (positives, pool), folds)
+    kept, all_positives = np.ones(len(raw[1]), bool), np.ones(len(raw[0]), bool)
+    for turn in range(2 if config.reliable_negatives else 1):
+        rows = [_rows_outside_folds(fold, own, config.folds) for fold, own in zip(folds, (all_positives, kept))]
         data = {"features": features, "rows": replicate(mesh, rows)}
-        heads, losses = train_heads(fresh_heads, data, jax.random.fold_in(rng, 1 + turn), prior)
+        heads, losses = train_heads(fresh, data, jax.random.fold_in(rng, 1 + turn))
         _check_and_log(jax.device_get(losses), log, first_step=turn * config.num_steps)
-        weights["heads"] = jax.device_get(heads)
-        parts = [parts_of(weights, inputs) for inputs in (positives, pool)]
-        if "part_mean" in weights:
-            weights["part_mean"], weights["part_std"] = np.mean(parts[1], axis=-1), np.std(parts[1], axis=-1) + 1e-6
-        return tuple(np.asarray(add(weights, own))[fold, np.arange(len(fold))] for own, fold in zip(parts, folds))
-
-    held_out = train(np.ones(len(raw[1]), bool), turn=0)
-    if config.reliable_negatives:
-        held_out = train(held_out[1] <= np.quantile(held_out[1], config.reliable_negatives), turn=1)
+        weights, held_out = score_held_out(weights | {"heads": jax.device_get(heads)})
+        kept = held_out[1] <= np.quantile(held_out[1], config.reliable_negatives)
     return weights, *held_out
+
+
+def check_enough(num_labelled: int, num_pool: int, folds: int) -> None:
+    """Raise UserError unless every fold can have an image of each kind."""
+    if min(num_labelled, num_pool) < folds:
+        raise UserError(
+            f"{num_labelled} labelled and {num_pool} pool images are too few for scorer.frozen.folds={folds}; give "
+            "more images or fewer folds"
+        )
+
+
+def _deal_folds(count: int, num_folds: int, seed: int) -> np.ndarray:
+    """Return the fold of every image, int64 [count], in shares that differ by one at most."""
+    return np.random.default_rng((seed, count)).permutation(count) % num_folds
+
+
+def _untrained(
+    config: FrozenScorerConfig,
+    positives: np.ndarray,
+    pool: np.ndarray,
+    *,
+    labels: np.ndarray,
+    folds: np.ndarray,
+    num_classes: int,
+    rng: jax.Array,
+) -> Any:
+    """Return the weights before the heads are trained: what standardises the features, and the distances."""
+    check_enough(len(positives), len(pool), config.folds)
+    weights = init_heads(config, jax.random.fold_in(rng, 0), size=pool.shape[1], num_classes=num_classes)
+    weights |= {"mean": pool.mean(0), "std": pool.std(0) + 1e-6}
+    if config.distance:
+        outside = [np.flatnonzero(folds != k) for k in range(config.folds)]
+        weights["gaussians"] = _fit_distances(positives, labels, outside, pool, num_classes=num_classes)
+    return weights
+
+
+def _score_held_out(
+    parts_of: Any, add: Any, inputs: tuple[Inputs, Inputs], folds: tuple[np.ndarray, np.ndarray], weights: Any
+) -> tuple[Any, tuple[np.ndarray, ...]]:
+    """Return the weights with the parts' scales set, and the scores of (positives, pool) by heads that saw neither."""
+    parts = [parts_of(weights, own) for own in inputs]
+    if "part_mean" in weights:
+        weights |= {"part_mean": np.mean(parts[1], axis=-1), "part_std": np.std(parts[1], axis=-1) + 1e-6}
+    return weights, tuple(np.asarray(add(weights, own))[fold, np.arange(len(fold))] for own, fold in zip(parts, folds))
 
 
 def _rows_outside_folds(fold: np.ndarray, kept: np.ndarray, num_folds: int) -> np.ndarray:
@@ -160,12 +190,14 @@ def _rows_outside_folds(fold: np.ndarray, kept: np.ndarray, num_folds: int) -> n
     rows = [np.flatnonzero((fold != k) & kept) for k in range(num_folds)]
     shortest = min(map(len, rows))
     if shortest == 0:
-        raise ValueError(f"{kept.sum()} images are too few for {num_folds} folds; raise scorer.reliable_negatives")
+        raise UserError(
+            f"{kept.sum()} images are too few for {num_folds} folds; raise scorer.frozen.reliable_negatives"
+        )
     return np.stack([r[:shortest] for r in rows]).astype(np.int32)
 
 
 def _scan_heads(
-    config: ScorerConfig, mesh: Mesh, heads: Any, data: Any, rng: jax.Array, class_prior: float
+    config: FrozenScorerConfig, loss: PULoss, mesh: Mesh, heads: Any, data: Any, rng: jax.Array
 ) -> tuple[Any, jax.Array]:
     """Train all heads for `config.num_steps`; return (params, mean loss of every step)."""
     tx = make_optimizer(config)
@@ -183,7 +215,7 @@ def _scan_heads(
         inputs = jax.lax.with_sharding_constraint(jnp.concatenate(batch), split)
         inputs += config.feature_noise * jax.random.normal(noise, inputs.shape)
         pu_logits = make_head(config).apply({"params": params}, (inputs,))
-        return apply_loss(config, pu_logits, labelled, class_prior)[0]
+        return loss(pu_logits, labelled)[0]
 
     def step(carry: Any, index: jax.Array) -> tuple[Any, jax.Array]:
         params, opt_state = carry
@@ -196,23 +228,10 @@ def _scan_heads(
     return heads, losses
 
 
-def apply_loss(config: ScorerConfig, pu_logits: jax.Array, labelled: jax.Array, class_prior: float) -> Any:
-    """Return (risk [], metrics) of the config's PU loss on one batch."""
-    return pu_loss(
-        config.loss,
-        pu_logits,
-        labelled,
-        class_prior=class_prior,
-        beta=config.beta,
-        gamma=config.gamma,
-        surrogate=config.surrogate,
-    )
-
-
 def _check_and_log(losses: np.ndarray, log: MetricsLog, *, first_step: int) -> None:
     if not np.isfinite(losses).all():
         step = first_step + int(np.flatnonzero(~np.isfinite(losses))[0]) + 1
-        raise FloatingPointError(f"scorer: the loss is not finite at step {step}; lower scorer.learning_rate")
+        raise FloatingPointError(f"scorer: the loss is not finite at step {step}; lower scorer.frozen.learning_rate")
     for step in range(0, len(losses), 100):
         log.write(first_step + step, {"scorer/loss": float(losses[step : step + 100].mean())})
 

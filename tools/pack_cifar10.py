@@ -1,6 +1,6 @@
 """Pack image folders into the arrays of the CIFAR-10 table: what `benchmarks.ablation --table cifar10` reads.
 
-    python -m benchmarks.pack_cifar10 --cifar DIR --pool DIR --out raw
+    python tools/pack_cifar10.py --cifar DIR --pool DIR --out raw
 
 `--cifar` holds train/<class>/*.jpg and test/<class>/*.jpg; `--pool` holds train/<wnid>/**/*.jpg, ImageNet photographs
 of any number of synsets. Written are cifar_train.npz and cifar_test.npz (images, labels) and in_pool.npz (images,

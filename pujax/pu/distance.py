@@ -58,8 +58,9 @@ def _whitening(covariance: np.ndarray) -> np.ndarray:
 
 def relative_distance(gaussians: Gaussians, features: jax.Array) -> jax.Array:
     """Return the pool distance minus that to the nearest class, [B] for features [B, D]: larger is more in-domain."""
-    to_pool = jnp.sum(jnp.square((features - gaussians["pool_mean"]) @ gaussians["pool_whitening"]), axis=-1)
-    inputs = (features - gaussians["pool_mean"]) @ gaussians["class_whitening"]
-    centres = (gaussians["class_means"] - gaussians["pool_mean"]) @ gaussians["class_whitening"]
-    products = jnp.sum(inputs**2, -1)[:, None] - 2 * inputs @ centres.T + jnp.sum(centres**2, -1)
+    centred = features - gaussians["pool_mean"][None]
+    to_pool = jnp.sum(jnp.square(centred @ gaussians["pool_whitening"]), axis=-1)
+    inputs = centred @ gaussians["class_whitening"]
+    centres = (gaussians["class_means"] - gaussians["pool_mean"][None]) @ gaussians["class_whitening"]
+    products = jnp.sum(inputs**2, -1)[:, None] - 2 * inputs @ centres.T + jnp.sum(centres**2, -1)[None]
     return to_pool - jnp.min(products, axis=-1)

@@ -1,15 +1,36 @@
-"""What a result line says of where it comes from: date, commit, versions; for speed also the state of the machine."""
+"""Result files: one JSON line a measurement, with where it comes from; what is there is not measured again."""
 
 import contextlib
 import datetime
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
 from pathlib import Path
 from typing import Any
 
+RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("jax", "flax", "optax", "numpy", "torch")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a result file; none where there is no file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def is_there(path: Path, key: dict[str, Any]) -> bool:
+    """Whether a line has all of the key's values."""
+    return any(key.items() <= line.items() for line in read(path))
+
+
+def append(path: Path, *lines: dict[str, Any]) -> list[dict[str, Any]]:
+    """Append lines, each with its provenance; return them."""
+    lines = [line | provenance() for line in lines]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    return lines
 
 
 def provenance() -> dict[str, Any]:

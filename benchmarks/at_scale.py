@@ -1,0 +1,125 @@
+"""What a large pool costs before a network sees it: listing a folder, and choosing from a score table.
+
+    python -m benchmarks.at_scale listing                    # 100,000 and 1,000,000 files, hard links of a few PNGs
+    python -m benchmarks.at_scale selection                  # 100,000,000 rows in 100 shards, about 2 GB of disk
+
+Listing: the first open of the folder, which writes the manifest, and a second, each in a process of its own; resident
+memory is that process's peak, imports included. Selection: every rule in a process of its own, keeping 1 % of the
+rows; on a table of 1,000,000 rows the same rules are compared with sorting it whole.
+Lines are appended to `benchmarks/results/at_scale.jsonl`.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from benchmarks.results_file import RESULTS, append
+from pujax.config import DataConfig, SourceConfig
+from pujax.data.sources import open_source
+from pujax.score_table import ScoreTable
+from pujax.selection import RULES, select
+
+COLUMNS = {"top_k": "score", "teacher_confidence": "teacher_confidence"}  # rules that sorting one column checks
+
+
+def in_process(*arguments: object) -> dict:
+    """Run a step of this program in a process of its own; return what it prints."""
+    command = [sys.executable, "-m", "benchmarks.at_scale", *map(str, arguments)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def finish(started: float, **found: object) -> None:
+    """Print seconds and the peak of resident memory of this process, as JSON."""
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({**found, "seconds": time.perf_counter() - started, "resident_mb": memory}))
+
+
+def make_pool(root: Path, count: int) -> None:
+    """Fill a folder with hard links of PNG images, a thousand in each subfolder."""
+    for i in range(count):
+        folder, image = root / f"{i // 1000:06d}", root.parent / f"{i // 50_000}.png"  # a file has 65,000 links at most
+        if i % 1000 == 0:
+            folder.mkdir(parents=True)
+        if not image.exists():
+            Image.fromarray(np.full((32, 32, 3), i % 256, np.uint8)).save(image)
+        os.link(image, folder / f"{i:09d}.png")
+
+
+def open_pool(root: str, manifest: str) -> None:
+    """Open a folder as a pool."""
+    started = time.perf_counter()
+    config = SourceConfig(kind="folder", path=root)
+    source = open_source(config, DataConfig(), labelled=False, manifest=epath.Path(manifest))
+    finish(started, count=len(source), fingerprint=source.fingerprint)
+
+
+def make_table(folder: str, rows: int, shards: int) -> ScoreTable:
+    """Write a score table of made-up scores."""
+    table, rng = ScoreTable(epath.Path(folder), rows, -(-rows // shards)), np.random.default_rng(0)
+    for start, stop in table.shards:
+        n = stop - start
+        table.write(start, stop, {
+            "key": np.full(n, "x", object),
+            "index": np.arange(start, stop),
+            "score": rng.normal(size=n).astype(np.float32),
+            "teacher_class": rng.integers(0, 1000, n).astype(np.int32),
+            "teacher_confidence": rng.beta(2, 1, n).astype(np.float32),
+            "readable": np.ones(n, bool),
+            "reason": np.full(n, "", object),
+        })  # fmt: skip
+    return table
+
+
+def choose(folder: str, rows: int, shards: int, rule: str) -> None:
+    """Choose 1 % of a table's rows."""
+    started = time.perf_counter()
+    table = ScoreTable(epath.Path(folder), rows, -(-rows // shards))
+    chosen = select(rule, table, threshold=2.326, budget=rows // 100, class_prior=0.01, seed=0)
+    correct = None
+    if rows <= 1_000_000 and rule in COLUMNS:
+        values = np.concatenate([batch[COLUMNS[rule]] for batch in table.batches(COLUMNS[rule])])
+        correct = bool((chosen == np.sort(np.argsort(-values, kind="stable")[: rows // 100])).all())
+    finish(started, chosen=len(chosen), correct=correct)
+
+
+def main() -> None:
+    """Measure, or do one step of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("listing", "selection", "open_pool", "choose"))
+    parser.add_argument("arguments", nargs="*", help="of a step")
+    parser.add_argument("--files", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 100_000_000])
+    parser.add_argument("--out", type=Path, default=RESULTS / "at_scale.jsonl")
+    args = parser.parse_args()
+    if args.what == "open_pool":
+        return open_pool(*args.arguments)
+    if args.what == "choose":
+        folder, rows, shards, rule = args.arguments
+        return choose(folder, int(rows), int(shards), rule)
+    for size in args.files if args.what == "listing" else args.rows:
+        with tempfile.TemporaryDirectory() as folder:
+            if args.what == "listing":
+                make_pool(Path(folder) / "pool", size)
+                steps = [("open_pool", f"{folder}/pool", f"{folder}/manifest")] * 2
+            else:
+                make_table(folder, size, 100)
+                steps = [("choose", folder, size, 100, rule) for rule in RULES if rule != "all"]
+            for number, step in enumerate(steps):
+                name = ("first", "second")[number] if args.what == "listing" else step[-1]
+                line = {"what": args.what, "size": size, "step": name, **in_process(*step), "device": "cpu"}
+                print({key: line[key] for key in ("size", "step", "seconds", "resident_mb")}, flush=True)
+                append(args.out, line)
+
+
+if __name__ == "__main__":
+    main()

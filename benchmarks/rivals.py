@@ -1,0 +1,134 @@
+"""Rivals as rows of the accuracy tables: what each chooses, and what it changes in the recipe of the student.
+
+The pipeline's own baselines differ from pujax in the images alone. "As published" leaves the labelled images out, and
+brings the method's own distillation.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from benchmarks.other_losses import noise_adaptation
+from pujax.data.reading import read_or_fail
+from pujax.job import Job
+from pujax.metrics import auc, precision_and_recall
+from pujax.pu.scorer import extract_inputs
+from pujax.score_table import ScoreTable, read_selection
+from pujax.selection import select
+from pujax.student import student_block, train_student
+
+NEIGHBOURS = 5
+Choice = tuple[np.ndarray, dict[str, Any]]  # pool indices [n], and what else the line says
+
+# The released scorer: fine-tuned, uniform batches, sigmoid nnPU at the true prior. Its 170 epochs are cut to what the
+# CPU allows ("steps" in a result line). Its threshold of 0 keeps no image where the estimator has collapsed, so it is
+# told how many to keep.
+RELEASED_SCORER = {
+    "scorer.mode": "finetune",
+    "scorer.finetune.learning_rate": 1e-3,
+    "scorer.finetune.weight_decay": 5e-3,
+    "select.rule": "prior",
+    "select.budget": 0,
+}
+RELEASED_DISTILLATION = {
+    "distill.class_weights": "inverse_frequency",
+    "distill.robust": "paper",
+    "distill.temperature": 1.0,
+    "distill.labelled_per_batch": 0,
+}
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A method that chooses from a pool that pujax has scored."""
+
+    choose: Callable[[Job, int], Choice]
+    labelled: bool = False  # whether it trains on the labelled images too
+    distill: dict[str, Any] = field(default_factory=dict)  # what it changes in the student's recipe
+    noise_adaptation: bool = False  # with the teacher's accuracy on the diagonal
+
+
+def run(job: Job, name: str, *, teacher_accuracy: float) -> dict[str, Any]:
+    """Train the student of a rival on as many pool images as the finished job has chosen; return its line."""
+    rival, config, started = RIVALS[name], job.config, time.perf_counter()
+    chosen, found = rival.choose(job, len(read_selection(job.workdir.selected)))
+    pool, labelled, chosen_at = job.sources["pool"], job.sources["labelled"], time.perf_counter()
+    parts = [(labelled, np.arange(len(labelled)))] if rival.labelled else []
+    distill = dataclasses.replace(config.distill, **rival.distill)
+    student, count = train_student(
+        distill,
+        job.teacher(),
+        [*parts, (pool, chosen)],
+        unit=job.workdir.unit(name),
+        seed=config.seed,
+        mesh=job.mesh,
+        run=config.run,
+        log=job.log,
+        name=f"distill_{name}",
+        extra=noise_adaptation(config.data.num_classes, teacher_accuracy) if rival.noise_adaptation else None,
+    )
+    size = config.run.inference_batch_size
+    block = student_block(
+        student, job.sources["test"], steps=distill.num_steps, train_images=count, mesh=job.mesh, batch_size=size
+    )
+    seconds = {"scorer": chosen_at - started, "student": time.perf_counter() - chosen_at}
+    line = {"row": name, "accuracy": block["accuracy"], "train_images": count, **found}
+    return line | precision_and_recall(pool.truth, chosen) | {"seconds": seconds}
+
+
+def by_rule(rule: str) -> Callable[[Job, int], Choice]:
+    """Return what chooses by a rule of the library."""
+
+    def choose(job: Job, budget: int) -> Choice:
+        table = ScoreTable(job.workdir.shards, len(job.sources["pool"]), job.config.score.shard_size)
+        options = {"threshold": 0.0, "class_prior": 0.0, "seed": job.config.seed}
+        return select(rule, table, budget=budget, **options), {}
+
+    return choose
+
+
+def nearest(job: Job, budget: int) -> Choice:
+    """Choose the pool images nearest to labelled ones in the teacher's features; no training."""
+    labelled, pool, config = job.sources["labelled"], job.sources["pool"], job.config
+    positives, unlabelled = (
+        extract_inputs(
+            config.scorer.frozen,
+            job.teacher(),
+            lambda rows, source=source: read_or_fail(source, rows, "images"),
+            len(source),
+            mesh=job.mesh,
+            batch_size=config.run.inference_batch_size,
+        )["features"]
+        for source in (labelled, pool)
+    )
+    mean, std = unlabelled.mean(0), unlabelled.std(0) + 1e-6
+    scores = -mean_distances((unlabelled - mean) / std, (positives - mean) / std)
+    chosen = np.sort(np.argsort(-scores, kind="stable")[:budget])
+    return chosen, {"truth_auc": auc(scores[pool.truth], scores[~pool.truth])}
+
+
+def mean_distances(queries: np.ndarray, references: np.ndarray, *, chunk: int = 4096) -> np.ndarray:
+    """Return the mean Euclidean distance [Q] of each query [Q, D] to its five nearest references [R, D]."""
+    out, norms = [], (references**2).sum(1)
+    for start in range(0, len(queries), chunk):
+        part = queries[start : start + chunk]
+        squared = (part**2).sum(1)[:, None] - 2 * part @ references.T + norms
+        nearest_few = np.partition(squared, NEIGHBOURS - 1, axis=1)[:, :NEIGHBOURS]
+        out.append(np.sqrt(np.maximum(nearest_few, 0)).mean(1))
+    return np.concatenate(out)
+
+
+_PLAIN = {"class_weights": "none", "robust": "none", "label_weight": 0.0, "labelled_per_batch": 0}
+RIVALS = {
+    "nearest_neighbour": Rival(nearest, labelled=True),
+    # plain distillation on random pool images, as in "Positive-Unlabeled Compression on the Cloud"
+    "random_published": Rival(by_rule("random"), distill=_PLAIN | {"temperature": 1.0}),
+    # Chen et al., "Learning student networks in the wild", CVPR 2021
+    "dfnd_published": Rival(
+        by_rule("teacher_confidence"), distill=_PLAIN | {"temperature": 4.0}, noise_adaptation=True
+    ),
+}

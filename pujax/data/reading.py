@@ -1,0 +1,59 @@
+"""Reading images of a source where every one of them must be readable, and writing them down once."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from pujax.artifacts import temporary_name
+from pujax.data.sources import ImageSource
+from pujax.errors import UserError
+
+_BATCH = 4096  # images held in memory at a time
+
+
+def read_or_fail(source: ImageSource, indices: np.ndarray, what: str) -> np.ndarray:
+    """Return images uint8 [n, H, W, C].
+
+    Raises:
+        UserError: one does not decode; the message has its key and the reason.
+    """
+    images, reasons = source.read(indices)
+    broken = np.flatnonzero(reasons != "")
+    if len(broken):
+        key = source.keys(indices[broken[:1]])[0]
+        raise UserError(f"{what}: the image {key} does not decode ({reasons[broken[0]]}); repair or remove it")
+    return images
+
+
+def reasons_of(source: ImageSource, indices: np.ndarray) -> np.ndarray:
+    """Return why each of the images [n] does not decode, text [n]; every one of them is read for it."""
+    starts = range(0, len(indices), _BATCH)
+    return np.concatenate([source.read(indices[start : start + _BATCH])[1] for start in starts])
+
+
+def write_images(path: Path, parts: list[tuple[ImageSource, np.ndarray]]) -> None:
+    """Write the given images of several sources to one .npy file, whole or not at all; kept if it is there.
+
+    Args:
+        path: of the uint8 [sum n, H, W, C] array; a local file.
+        parts: (source, indices [n]) pairs, written one after the other.
+    """
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    first = read_or_fail(parts[0][0], parts[0][1][:1], path.name)
+    shape = (sum(len(indices) for _, indices in parts), *first.shape[1:])
+    temporary = temporary_name(path)
+    try:
+        with open(temporary, "wb") as out:  # not mapped: a full disk would end the process by a signal
+            np.lib.format.write_array_header_1_0(out, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            for source, indices in parts:
+                for start in range(0, len(indices), _BATCH):
+                    batch = read_or_fail(source, indices[start : start + _BATCH], "training set")
+                    out.write(np.ascontiguousarray(batch).data)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,112 @@
+"""Image sources: one small contract over arrays, image folders and TFDS.
+
+A source says how many images there are and reads any of them, as uint8 at the size that the job works in.
+"""
+
+from typing import Protocol
+
+import numpy as np
+from etils import epath
+
+from pujax.config import DataConfig, SourceConfig
+from pujax.data.sources.array import open_array, open_embedded
+from pujax.data.sources.folder import open_folder
+from pujax.data.sources.naming import where
+from pujax.data.sources.tfds import open_tfds
+from pujax.errors import UserError
+
+
+class ImageSource(Protocol):
+    """What every stage knows of images."""
+
+    labels: np.ndarray | None  # int32 [N]; None when unlabelled
+    truth: np.ndarray | None  # bool [N], whether in-domain: for evaluation only, never seen by training
+    class_names: tuple[str, ...] | None  # by label; None where unknown
+    fingerprint: str  # changes when the images do: see each kind for how that is told
+    skipped: dict[str, int]  # what looked like an image and is none, by kind
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+
+    def keys(self, indices: np.ndarray) -> list[str]:
+        """Return stable names of images."""
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return (uint8 [n, H, W, C], reasons text [n]): where a reason is not empty the image is zero."""
+
+    def take(self, rows: np.ndarray) -> "ImageSource":
+        """Return a source of the given sorted rows only."""
+
+
+def open_source(
+    config: SourceConfig, data: DataConfig, *, labelled: bool = True, manifest: epath.Path | None = None
+) -> ImageSource:
+    """Open what a `SourceConfig` describes, at the job's image size.
+
+    Args:
+        config: where the images are.
+        data: image size, channels and number of classes.
+        labelled: whether labels are needed; a pool is opened with False, and then has none.
+        manifest: where the listing of a folder is kept; None lists it now, in memory.
+
+    Raises:
+        UserError: there is no such file or folder; labels are missing, or do not fit `data.num_classes`; the dataset is
+            not prepared; the file is not what it should be; an option is set that the kind does not use.
+    """
+    if not config.kind:
+        raise UserError("a data source that this stage needs is not set; give --config.data.<part>.kind and .path")
+    _check_options(config, labelled)
+    if config.kind == "folder":
+        source = open_folder(config, data, labelled, manifest)
+    else:
+        source = {"embedded": open_embedded, "array": open_array, "tfds": open_tfds}[config.kind](
+            config, data, labelled
+        )
+    rows = range(len(source))
+    if labelled:
+        _check_labels(source, config, data)
+        if config.per_class:
+            rows = _first_of_each_class(source.labels, config.per_class)
+    if config.limit:
+        rows = rows[: config.limit]
+    if len(rows) == 0:
+        raise UserError(f"there are no images in {where(config)}")
+    return source if len(rows) == len(source) else source.take(np.asarray(rows))
+
+
+def _check_options(config: SourceConfig, labelled: bool) -> None:
+    unused = {"embedded": ("path", "split"), "array": ("name", "split"), "folder": ("name", "split"), "tfds": ()}
+    for name in unused[config.kind]:
+        if getattr(config, name) != getattr(SourceConfig(), name):
+            kinds = {"path": "array, folder or tfds", "name": "embedded or tfds", "split": "tfds"}
+            raise UserError(
+                f"{name} is {getattr(config, name)!r} for a data source of kind {config.kind}, which does not use it; "
+                f"leave it out, or set kind to {kinds[name]}"
+            )
+    if config.per_class and not labelled:
+        raise UserError(f"per_class is {config.per_class} for {where(config)}, which is read without labels; use limit")
+
+
+def _check_labels(source: ImageSource, config: SourceConfig, data: DataConfig) -> None:
+    if not len(source):
+        return
+    if source.labels is None:
+        raise UserError(
+            f"{where(config)} has no labels; a labelled source needs one folder a class, or an array `labels`"
+        )
+    if not 0 <= source.labels.min() <= source.labels.max() < data.num_classes:
+        raise UserError(
+            f"{where(config)} has labels {source.labels.min()} to {source.labels.max()}, but data.num_classes is "
+            f"{data.num_classes}; correct one of them"
+        )
+    if source.class_names is not None and len(source.class_names) != data.num_classes:
+        raise UserError(
+            f"{where(config)} has {len(source.class_names)} class names, but data.num_classes is {data.num_classes}; "
+            "correct one of them"
+        )
+
+
+def _first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
+    """Return the sorted rows of the first `count` images of every class."""
+    rows = [np.flatnonzero(labels == k)[:count] for k in np.unique(labels)]
+    return np.sort(np.concatenate(rows))

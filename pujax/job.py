@@ -1,0 +1,27 @@
+"""What every stage of a job is given: its options, its folder, its images, its devices, its log."""
+
+from dataclasses import dataclass
+
+from jax.sharding import Mesh
+
+from pujax.artifacts import Workdir
+from pujax.config import Config
+from pujax.data.sources import ImageSource
+from pujax.inference import resolve_dtype
+from pujax.metrics import MetricsLog
+from pujax.networks import Network, load_network
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job; its sources are opened once, by the pipeline."""
+
+    config: Config
+    workdir: Workdir
+    sources: dict[str, ImageSource]  # by part: "labelled", "pool", "test", and "full" where there is one
+    mesh: Mesh
+    log: MetricsLog
+
+    def teacher(self) -> Network:
+        """Read the network that the teacher stage left."""
+        return load_network(self.workdir.teacher, dtype=resolve_dtype(self.config.compute_dtype))

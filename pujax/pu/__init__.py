@@ -1,0 +1,1 @@
+"""Positive-unlabelled learning: losses, heads on stored features, class prior, the scorer as a function of images."""

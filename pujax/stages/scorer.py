@@ -1,0 +1,227 @@
+"""Stage 2: train the positive-unlabelled scorer on the labelled images and a sample of the pool.
+
+`frozen`: the features of both are computed once, and small heads are trained on them, crosswise over folds.
+`finetune`: the whole network is trained end to end, as released; a share of both is kept out of training, and gives the
+held-out scores.
+"""
+
+import functools
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from pujax.artifacts import save_arrays
+from pujax.config import FinetunedScorerConfig, given_class_prior
+from pujax.data.batches import index_batches, mixed_index_batches
+from pujax.data.reading import read_or_fail, reasons_of, write_images
+from pujax.data.sources import ImageSource
+from pujax.data.transforms import augment
+from pujax.data.unreadable import check_share, write_reasons
+from pujax.inference import map_images
+from pujax.job import Job
+from pujax.metrics import auc
+from pujax.networks import Network
+from pujax.pu.heads import fit_heads
+from pujax.pu.losses import PULoss, make_pu_loss
+from pujax.pu.prior import class_prior_block
+from pujax.pu.scorer import PUNet, extract_inputs, init_pu_net, make_pu_net
+from pujax.sharding import barrier, is_main_process, replicate
+from pujax.train import LossFn, fit
+from pujax.weights import save_weights
+
+RESULTS_VERSION = 1
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Leave the scorer's weights and its held-out scores in the work directory; return the summary block."""
+    config, pool = job.config, job.sources["pool"]
+    options = getattr(config.scorer, config.scorer.mode)
+    given = given_class_prior(config.scorer)
+    loss = make_pu_loss(
+        options.loss, class_prior=given, beta=options.beta, gamma=options.gamma, surrogate=options.surrogate
+    )
+    sample = sample_pool(len(pool), config.scorer.pool_sample, config.seed)
+    train = _train_frozen if config.scorer.mode == "frozen" else _train_finetuned
+    weights, held_out = train(job, loss, sample)
+    if is_main_process():
+        save_weights(job.workdir.scorer, weights)
+        save_arrays(job.workdir.held_out, **held_out)
+    prior = class_prior_block(held_out["positive"], held_out["pool"], given=given, seed=config.seed)
+    _warn_of_bias(prior)
+    block = {"loss": options.loss, **prior, "steps": options.num_steps}
+    block["held_out_auc"] = auc(held_out["positive"], held_out["pool"])  # positives against the unlabelled
+    return block | truth_auc(held_out, pool)
+
+
+def sample_pool(pool_size: int, sample_size: int, seed: int) -> np.ndarray:
+    """Return sorted int64 indices of a uniform sample; all of the pool when `sample_size` is 0 or large enough."""
+    if sample_size == 0 or sample_size >= pool_size:
+        return np.arange(pool_size)
+    return np.sort(np.random.default_rng(seed).choice(pool_size, sample_size, replace=False))
+
+
+def truth_auc(held_out: dict[str, np.ndarray], pool: ImageSource) -> dict[str, float]:
+    """Return the AUC of the held-out pool scores, where the pool carries truth of both kinds for evaluation."""
+    if pool.truth is None:
+        return {}
+    truth = pool.truth[held_out["pool_index"]]
+    return {"truth_auc": auc(held_out["pool"][truth], held_out["pool"][~truth])} if 0 < truth.sum() < len(truth) else {}
+
+
+def _warn_of_bias(prior: dict[str, Any]) -> None:
+    z = prior.get("selected_at_random_z", 0.0)
+    if z > 3 and is_main_process():
+        print(
+            f"warning: labelled images score above the best of the pool (z = {z:.1f}), so they were not selected "
+            f"completely at random from its positives, and the class prior {prior['class_prior']:.2g} is not to be "
+            "trusted; set select.rule=top_k and select.budget",
+            file=sys.stderr,
+        )
+
+
+# --- frozen ---------------------------------------------------------------------------------------------------
+
+
+def _train_frozen(job: Job, loss: PULoss, sample: np.ndarray) -> tuple[Any, dict[str, np.ndarray]]:
+    config, labelled, pool = job.config, job.sources["labelled"], job.sources["pool"]
+    frozen = config.scorer.frozen
+    extract = functools.partial(
+        extract_inputs, frozen, job.teacher(), mesh=job.mesh, batch_size=config.run.inference_batch_size
+    )
+    positives = extract(lambda rows: read_or_fail(labelled, rows, "data.labelled"), len(labelled))
+    reasons = np.full(len(sample), "", object)
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        images, reasons[rows] = pool.read(sample[rows])
+        return images
+
+    inputs = extract(read, len(sample), name="pool features")
+    readable = _check_readable(job, sample, reasons)
+    weights, positive_scores, pool_scores = fit_heads(
+        frozen,
+        loss,
+        positives,
+        {name: column[readable] for name, column in inputs.items()},
+        labels=labelled.labels,
+        num_classes=config.data.num_classes,
+        seed=config.seed,
+        mesh=job.mesh,
+        log=job.log,
+    )
+    return weights, {"positive": positive_scores, "pool": pool_scores, "pool_index": sample[readable]}
+
+
+def _check_readable(job: Job, sample: np.ndarray, reasons: np.ndarray) -> np.ndarray:
+    """Return, bool [n], which images of the sample decode; list those that do not, and stop if they are too many.
+
+    Args:
+        job: the job.
+        sample: pool indices [n].
+        reasons: text [n], empty where an image is readable, or where another process has read it.
+    """
+    broken = _on_any_process(reasons != "")
+    if broken.any():
+        reasons = np.where(broken & (reasons == ""), "see the other hosts", reasons)
+        path = job.workdir.unit("scorer").unreadable
+        if is_main_process():
+            write_reasons(path, job.sources["pool"], sample, reasons)
+        at = int(np.argmax(broken))
+        first = f"{job.sources['pool'].keys(sample[at : at + 1])[0]} ({reasons[at]})"
+        limit = job.config.score.max_unreadable
+        check_share(int(broken.sum()), len(sample), limit=limit, first=first, listed=path)
+    return ~broken
+
+
+def _on_any_process(flags: np.ndarray) -> np.ndarray:
+    """Return, bool [n], which flags are set on any process: each process reads its own part of the images."""
+    return np.any(np.reshape(multihost_utils.process_allgather(flags), (-1, len(flags))), axis=0)
+
+
+# --- finetune -------------------------------------------------------------------------------------------------
+
+
+def _train_finetuned(job: Job, loss: PULoss, sample: np.ndarray) -> tuple[Any, dict[str, np.ndarray]]:
+    config, teacher, unit = job.config, job.teacher(), job.workdir.unit("scorer")
+    labelled, pool, finetune = job.sources["labelled"], job.sources["pool"], config.scorer.finetune
+    readable = sample[_check_readable(job, sample, reasons_of(pool, sample))]
+    held_positives, positives = split_off(np.arange(len(labelled)), finetune.holdout, config.seed)
+    held_pool, trained_pool = split_off(readable, finetune.holdout, config.seed)
+    if is_main_process():
+        write_images(unit.images, [(labelled, positives), (pool, trained_pool)])
+    barrier("scorer images")
+    images = np.load(unit.images, mmap_mode="r")
+    net, rng = make_pu_net(finetune, teacher), jax.random.key(config.seed)
+    init = jax.jit(functools.partial(init_pu_net, net, teacher))
+    weights = fit(
+        finetune,
+        make_finetune_loss(finetune, loss, net, teacher, num_labelled=len(positives)),
+        init(teacher.variables, jax.random.fold_in(rng, 0)),
+        images=images,
+        columns={},
+        make_batches=_finetune_batches(finetune, len(positives), len(trained_pool), seed=config.seed),
+        frozen={},
+        rng=jax.random.fold_in(rng, 1),
+        mesh=job.mesh,
+        run=config.run,
+        folder=unit.checkpoints,
+        log=job.log,
+        name="scorer",
+    )
+
+    def predict(weights: Any, batch: jax.Array) -> dict[str, jax.Array]:
+        return {"score": net.apply(weights, teacher.preprocessing.prepare(batch), train=False)}
+
+    def score(source: ImageSource, indices: np.ndarray, what: str) -> np.ndarray:
+        def read(rows: np.ndarray) -> np.ndarray:
+            return read_or_fail(source, indices[rows], what)
+
+        on_mesh, batch_size = replicate(job.mesh, weights), config.run.inference_batch_size
+        return map_images(predict, on_mesh, read, len(indices), batch_size=batch_size, mesh=job.mesh)["score"]
+
+    held_out = {
+        "positive": score(labelled, held_positives, "data.labelled"),
+        "pool": score(pool, held_pool, "data.pool"),
+    }
+    return weights, held_out | {"pool_index": held_pool}
+
+
+def split_off(indices: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return sorted (held out, kept) parts of `indices`: a random share, at least one each."""
+    order = np.random.default_rng(seed).permutation(indices)
+    count = min(max(round(share * len(indices)), 1), len(indices) - 1)
+    return np.sort(order[:count]), np.sort(order[count:])
+
+
+def _finetune_batches(finetune: FinetunedScorerConfig, num_labelled: int, num_pool: int, *, seed: int) -> Any:
+    """Return what makes batches over labelled + pool images: fixed shares, or uniform as released."""
+    if finetune.positives_per_batch == 0:
+        return functools.partial(index_batches, num_labelled + num_pool, finetune.batch_size, seed=seed)
+    return functools.partial(
+        mixed_index_batches,
+        num_labelled,
+        num_pool,
+        num_positive_per_batch=finetune.positives_per_batch,
+        num_pool_per_batch=finetune.batch_size - finetune.positives_per_batch,
+        seed=seed,
+    )
+
+
+def make_finetune_loss(
+    finetune: FinetunedScorerConfig, loss: PULoss, net: PUNet, teacher: Network, *, num_labelled: int
+) -> LossFn:
+    """Return the PU risk over a batch in which rows below `num_labelled` are the labelled positives."""
+    # Batch statistics over a batch rich in positives do not carry over to the pool: then BatchNorm stays frozen.
+    train = finetune.positives_per_batch == 0
+
+    def loss_fn(params: Any, batch_stats: Any, frozen: Any, batch: Any, rng: jax.Array) -> Any:
+        images = augment(rng, batch["image"], pad=finetune.crop_padding, flip=finetune.flip)
+        variables = {"params": params, "batch_stats": batch_stats}
+        prepared = teacher.preprocessing.prepare(images)
+        pu_logits, mutated = net.apply(variables, prepared, train=train, mutable=["batch_stats"])
+        risk, metrics = loss(pu_logits, batch["index"] < num_labelled)
+        return risk, (mutated.get("batch_stats", batch_stats), metrics)
+
+    return loss_fn

@@ -1,0 +1,126 @@
+"""Stage 1: the teacher, restored from weights or trained here on the whole labelled set."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from etils import epath
+
+from pujax.config import Config
+from pujax.data.batches import index_batches
+from pujax.data.embedded import embedded_path
+from pujax.data.reading import write_images
+from pujax.data.transforms import augment
+from pujax.inference import accuracy, resolve_dtype
+from pujax.job import Job
+from pujax.metrics import flops_per_image, num_params
+from pujax.networks import (
+    Network,
+    abstract_network,
+    check_class_names,
+    check_fits,
+    init_network,
+    load_network,
+    preprocessing_of,
+    save_network,
+)
+from pujax.sharding import barrier, is_main_process
+from pujax.train import LossFn, fit
+
+RESULTS_VERSION = 1
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Leave the teacher's network in the work directory; return the summary block."""
+    config = job.config
+    teacher = given_teacher(config) or _train(job)
+    check_class_names([("the teacher", teacher.class_names), ("data.test", job.sources["test"].class_names)])
+    if is_main_process():
+        save_network(job.workdir.teacher, teacher)
+    batch_size = config.run.inference_batch_size
+    return {
+        "accuracy": accuracy(teacher, job.sources["test"], mesh=job.mesh, batch_size=batch_size),
+        "num_params": num_params(teacher.variables),
+        "flops_per_image": flops_per_image(teacher.module, teacher.variables, teacher.preprocessing.image_shape),
+    }
+
+
+def weights_path(config: Config) -> epath.Path | None:
+    """Return the file that the teacher is restored from, or None where it is to be trained."""
+    weights = config.teacher.weights
+    if weights.startswith("embedded:"):
+        return epath.Path(embedded_path(weights.removeprefix("embedded:")))
+    return epath.Path(weights) if weights else None
+
+
+def given_teacher(config: Config) -> Network | None:
+    """Read the teacher's weights file, where there is one.
+
+    Raises:
+        UserError: it cannot be read, or is not of the job's classes, images and model.
+    """
+    path = weights_path(config)
+    if path is None:
+        return None
+    network = load_network(path, dtype=resolve_dtype(config.compute_dtype))
+    check_fits(network, str(path), model=config.teacher.model, data=config.data)
+    return network
+
+
+def abstract_teacher(config: Config) -> Network:
+    """Return the teacher as given, or the one that is to be trained, without weights."""
+    return given_teacher(config) or abstract_network(
+        config.teacher.model,
+        num_classes=config.data.num_classes,
+        class_names=None,
+        preprocessing=preprocessing_of(config.data),
+        dtype=resolve_dtype(config.compute_dtype),
+    )
+
+
+def _train(job: Job) -> Network:
+    config, source, unit = job.config, job.sources["full"], job.workdir.unit("teacher")
+    if is_main_process():
+        write_images(unit.images, [(source, np.arange(len(source)))])  # mapped: it may be larger than memory
+    barrier("teacher images")
+    images = np.load(unit.images, mmap_mode="r")
+    rng = jax.random.key(config.seed)
+    teacher = abstract_network(
+        config.teacher.model,
+        num_classes=config.data.num_classes,
+        class_names=source.class_names,
+        preprocessing=preprocessing_of(config.data),
+        dtype=resolve_dtype(config.compute_dtype),
+    )
+    teacher = init_network(teacher, jax.random.fold_in(rng, 0))
+    variables = fit(
+        config.teacher,
+        _make_loss(teacher, crop_padding=config.teacher.crop_padding, flip=config.teacher.flip),
+        teacher.variables,
+        images=images,
+        columns={"label": np.asarray(source.labels)},
+        make_batches=functools.partial(index_batches, len(images), config.teacher.batch_size, seed=config.seed),
+        frozen={},
+        rng=jax.random.fold_in(rng, 1),
+        mesh=job.mesh,
+        run=config.run,
+        folder=unit.checkpoints,
+        log=job.log,
+        name="teacher",
+    )
+    return teacher.with_variables(variables)
+
+
+def _make_loss(teacher: Network, *, crop_padding: int, flip: bool) -> LossFn:
+    def loss_fn(params: Any, batch_stats: Any, frozen: Any, batch: Any, rng: jax.Array) -> Any:
+        images = teacher.preprocessing.prepare(augment(rng, batch["image"], pad=crop_padding, flip=flip))
+        variables = {"params": params, "batch_stats": batch_stats}
+        (logits, _), mutated = teacher.module.apply(variables, images, train=True, mutable=["batch_stats"])
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        hits = jnp.argmax(logits, axis=-1) == batch["label"]
+        return jnp.mean(losses), (mutated.get("batch_stats", {}), {"accuracy": jnp.mean(hits)})
+
+    return loss_fn

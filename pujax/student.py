@@ -1,0 +1,293 @@
+"""A student: trained on given images by robust knowledge distillation from the teacher."""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from pujax.artifacts import Unit, load_array, save_array
+from pujax.config import DistillConfig, RunConfig
+from pujax.data.batches import index_batches, mixed_index_batches
+from pujax.data.reading import write_images
+from pujax.data.sources import ImageSource
+from pujax.data.transforms import augment, fixed_views
+from pujax.inference import accuracy, map_images
+from pujax.kd_losses import (
+    class_weights_from_mass,
+    kd_loss,
+    kl_from_logits,
+    masked_mean,
+    perturbed_weights,
+    robust_kd_paper,
+    robust_kd_worst_case,
+)
+from pujax.metrics import MetricsLog, flops_per_image, num_params
+from pujax.networks import Network, abstract_network, init_network, save_network
+from pujax.progress import Progress
+from pujax.sharding import barrier, is_main_process, replicate
+from pujax.train import LossFn, fit
+
+Parts = list[tuple[ImageSource, np.ndarray]]  # (source, indices) pairs, the labelled images first
+
+
+class ExtraTerm(NamedTuple):
+    """A term that another method adds to the loss, with parameters that are trained beside the student's."""
+
+    params: dict[str, jax.Array]
+    loss: Callable[[dict[str, jax.Array], jax.Array, jax.Array], jax.Array]  # (params, student, teacher logits) -> []
+
+
+def train_student(
+    distill: DistillConfig,
+    teacher: Network,
+    parts: Parts,
+    *,
+    unit: Unit,
+    seed: int,
+    mesh: Mesh,
+    run: RunConfig,
+    log: MetricsLog,
+    name: str,
+    extra: ExtraTerm | None = None,
+) -> tuple[Network, int]:
+    """Distil the teacher into a student on given images.
+
+    Args:
+        distill: student, recipe and number of steps.
+        teacher: the frozen network.
+        parts: together they are the training set. Only labels of labelled sources are used.
+        unit: receives the images, checkpoints and the student.
+        seed: of weights, batches and views.
+        mesh: devices.
+        run: where data may live, how often to save and log.
+        log: receives the metrics.
+        name: prefix of the metrics.
+        extra: a further term of the loss.
+
+    Returns:
+        (the student after the last step, number of training images).
+    """
+    if is_main_process():
+        write_images(unit.images, parts)  # at training resolution, so nothing is decoded twice
+    barrier(f"{name} images")
+    images = np.load(unit.images, mmap_mode="r")
+    rng = jax.random.key(seed)
+    student = init_network(abstract_student(distill, teacher), jax.random.fold_in(rng, 0))
+    variables = student.variables | {"params": student.variables["params"] | (extra.params if extra else {})}
+    variables = fit(
+        distill,
+        make_distill_loss(distill, student, teacher, seed=seed, extra=extra),
+        variables,
+        images=images,
+        columns={"label": np.concatenate([_labels(source, index) for source, index in parts])},
+        make_batches=make_batches(distill, [len(index) for _, index in parts], seed=seed),
+        frozen=_frozen(distill, teacher, images, unit=unit, seed=seed, mesh=mesh, batch_size=run.inference_batch_size),
+        rng=jax.random.fold_in(rng, 1),
+        mesh=mesh,
+        run=run,
+        folder=unit.checkpoints,
+        log=log,
+        name=name,
+    )
+    for param in extra.params if extra else ():  # learned beside the student, and left behind
+        variables["params"].pop(param)
+    student = student.with_variables(variables)
+    if is_main_process():
+        save_network(unit.student, student)
+    return student, len(images)
+
+
+def abstract_student(distill: DistillConfig, teacher: Network) -> Network:
+    """Return the student without weights: it sees what the teacher sees, and names the same classes."""
+    return abstract_network(
+        distill.model,
+        num_classes=teacher.num_classes,
+        class_names=teacher.class_names,
+        preprocessing=teacher.preprocessing,
+        dtype=teacher.dtype,
+    )
+
+
+def student_block(
+    student: Network, test: ImageSource, *, steps: int, train_images: int, mesh: Mesh, batch_size: int
+) -> dict[str, Any]:
+    """Return the summary block of a student: accuracy at the last step, size, cost, steps, number of images."""
+    return {
+        "accuracy": accuracy(student, test, mesh=mesh, batch_size=batch_size),
+        "num_params": num_params(student.variables),
+        "flops_per_image": flops_per_image(student.module, student.variables, student.preprocessing.image_shape),
+        "steps": steps,
+        "train_images": train_images,
+    }
+
+
+def frozen_arrays(distill: DistillConfig, *, class_weights: Any, teacher_variables: Any, teacher_logits: Any) -> Any:
+    """Return what the loss reads beside its batch: class weights, and the teacher's variables or its cached logits.
+
+    Args:
+        distill: whether logits are cached.
+        class_weights: float32 [m, K].
+        teacher_variables: used where logits are not cached.
+        teacher_logits: float32 [N, views, K], where they are.
+    """
+    frozen = {"class_weights": class_weights}
+    return frozen | ({"teacher_logits": teacher_logits} if distill.cached_views else {"teacher": teacher_variables})
+
+
+def _frozen(
+    distill: DistillConfig,
+    teacher: Network,
+    images: np.ndarray,
+    *,
+    unit: Unit,
+    seed: int,
+    mesh: Mesh,
+    batch_size: int,
+) -> Any:
+    """Compute and return `frozen_arrays` for some training images."""
+    on_mesh = teacher.with_variables(replicate(mesh, teacher.variables))
+    forward = {"mesh": mesh, "batch_size": batch_size}
+    weights = class_weight_set(distill, on_mesh, images, seed=seed, **forward)
+    logits = (
+        cache_teacher_logits(distill, on_mesh, images, unit, seed=seed, **forward) if distill.cached_views else None
+    )
+    return frozen_arrays(distill, class_weights=weights, teacher_variables=on_mesh.variables, teacher_logits=logits)
+
+
+def make_batches(
+    distill: DistillConfig, sizes: list[int], *, seed: int
+) -> Callable[..., Iterator[dict[str, np.ndarray]]]:
+    """Return what makes batches of the parts' images: drawn uniformly, or with a fixed share of the first part."""
+    if not distill.labelled_per_batch or len(sizes) == 1:
+        return functools.partial(index_batches, sum(sizes), distill.batch_size, seed=seed)
+    return functools.partial(
+        mixed_index_batches,
+        *sizes,
+        num_positive_per_batch=distill.labelled_per_batch,
+        num_pool_per_batch=distill.batch_size - distill.labelled_per_batch,
+        seed=seed,
+    )
+
+
+def _labels(source: ImageSource, index: np.ndarray) -> np.ndarray:
+    """Return int32 labels, -1 for images without one."""
+    return np.full(len(index), -1, np.int32) if source.labels is None else source.labels[index].astype(np.int32)
+
+
+def class_weight_set(
+    distill: DistillConfig, teacher: Network, images: np.ndarray, *, seed: int, mesh: Mesh, batch_size: int
+) -> np.ndarray:
+    """Return the class weights, float32 [m, K]: one row, or for the "paper" form also its perturbed copies.
+
+    The rows are all ones, or inverse to the teacher's probability mass over the training images, as released.
+    """
+    weights = np.ones(teacher.num_classes, np.float32)
+    if distill.class_weights == "inverse_frequency":
+
+        def predict(variables: Any, batch: jax.Array) -> dict[str, jax.Array]:
+            return {"probs": jax.nn.softmax(teacher.logits(variables, batch))}
+
+        read = images.__getitem__
+        probs = map_images(predict, teacher.variables, read, len(images), batch_size=batch_size, mesh=mesh)["probs"]
+        weights = np.asarray(class_weights_from_mass(probs.sum(0)))
+    if distill.robust != "paper":
+        return weights[None]
+    rng = jax.random.fold_in(jax.random.key(seed), 2)
+    return np.asarray(perturbed_weights(rng, weights, distill.epsilon, distill.num_perturbations))
+
+
+def cache_teacher_logits(
+    distill: DistillConfig,
+    teacher: Network,
+    images: np.ndarray,
+    unit: Unit,
+    *,
+    seed: int,
+    mesh: Mesh,
+    batch_size: int,
+) -> np.ndarray:
+    """Return the teacher's logits, float32 [N, cached_views, K], of every fixed view of every training image.
+
+    They are kept in the unit's folder, so a resumed run does not compute them again.
+    """
+    path, views = unit.teacher_logits, distill.cached_views
+    if not path.exists():
+
+        def read(rows: np.ndarray) -> dict[str, np.ndarray]:
+            index, view = (part.astype(np.int32) for part in divmod(rows, views))
+            return {"image": images[index], "index": index, "view": view}
+
+        def predict(variables: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+            return {"logits": teacher.logits(variables, _fixed_views(distill, batch, seed))}
+
+        count = len(images) * views
+        progress = Progress("teacher logits", count, "view", enabled=is_main_process())
+        result = map_images(
+            predict, teacher.variables, read, count, batch_size=batch_size, mesh=mesh, progress=progress
+        )
+        progress.close()
+        barrier("teacher logits computed")
+        if is_main_process():
+            save_array(path, result["logits"].reshape(len(images), views, -1))
+        barrier("teacher logits written")
+    return load_array(path)
+
+
+def _fixed_views(distill: DistillConfig, batch: dict[str, jax.Array], seed: int) -> jax.Array:
+    return fixed_views(
+        jax.random.key(seed),
+        batch["image"],
+        batch["index"],
+        batch["view"],
+        pad=distill.crop_padding,
+        flip=distill.flip,
+    )
+
+
+def make_distill_loss(
+    distill: DistillConfig, student: Network, teacher: Network, *, seed: int, extra: ExtraTerm | None = None
+) -> LossFn:
+    """Return the robust KD loss, plus cross-entropy on the labelled images where `label_weight` is set."""
+
+    def targets(frozen: Any, batch: Any, rng: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return the uint8 images of the step, and the teacher's logits on them."""
+        if distill.cached_views:
+            view = jax.random.randint(rng, batch["index"].shape, 0, distill.cached_views)
+            images = _fixed_views(distill, batch | {"view": view}, seed)
+            return images, frozen["teacher_logits"][batch["index"], view]
+        images = augment(rng, batch["image"], pad=distill.crop_padding, flip=distill.flip)
+        return images, teacher.logits(frozen["teacher"], images)
+
+    def loss_fn(params: Any, batch_stats: Any, frozen: Any, batch: Any, rng: jax.Array) -> Any:
+        images, teacher_logits = targets(frozen, batch, rng)
+        variables = {"params": params, "batch_stats": batch_stats}
+        prepared = student.preprocessing.prepare(images)
+        (logits, _), mutated = student.module.apply(variables, prepared, train=True, mutable=["batch_stats"])
+        teacher_class = jnp.argmax(teacher_logits, axis=-1)
+        kl = kl_from_logits(logits, teacher_logits, distill.temperature)
+        loss = _weighted_kl(distill, kl, teacher_class, frozen["class_weights"])
+        metrics = {"kl": jnp.mean(kl)}
+        if extra:
+            metrics["extra"] = extra.loss(params, logits, teacher_logits)
+            loss += metrics["extra"]
+        if distill.label_weight:
+            labelled = batch["label"] >= 0
+            cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(batch["label"], 0))
+            metrics["cross_entropy"] = masked_mean(cross_entropy, labelled)
+            loss += distill.label_weight * metrics["cross_entropy"]
+        return loss, (mutated.get("batch_stats", {}), metrics)
+
+    return loss_fn
+
+
+def _weighted_kl(distill: DistillConfig, kl: jax.Array, teacher_class: jax.Array, weight_set: jax.Array) -> jax.Array:
+    if distill.robust == "paper":
+        return robust_kd_paper(kl, teacher_class, weight_set)
+    if distill.robust == "worst_case":
+        return robust_kd_worst_case(kl, teacher_class, weight_set[0], distill.epsilon)
+    return kd_loss(kl, teacher_class, weights=weight_set[0])

@@ -1,0 +1,71 @@
+"""Trees of arrays as safetensors files, with a header of text beside the tensors."""
+
+import json
+from typing import Any
+
+import flax.traverse_util
+import jax
+import numpy as np
+from etils import epath
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from pujax.artifacts import write_atomic
+from pujax.errors import UserError
+
+
+def save_weights(path: epath.Path, variables: Any, *, metadata: dict[str, str] | None = None) -> None:
+    """Write a tree of arrays as safetensors, names joined by "/"; whole or not at all."""
+    flat = flax.traverse_util.flatten_dict(variables, sep="/")
+    tensors = {name: np.require(jax.device_get(value), requirements="C") for name, value in flat.items()}
+    write_atomic(path, save(tensors, metadata))
+
+
+def load_weights(path: epath.Path, template: Any) -> Any:
+    """Read safetensors into the structure of `template`.
+
+    Args:
+        path: a file written by `save_weights`.
+        template: tree of arrays or `jax.ShapeDtypeStruct`s that names what must be there.
+
+    Returns:
+        A tree like `template`, of float NumPy arrays.
+
+    Raises:
+        UserError: there is no such file, it is unreadable, or a tensor is missing, left over or of another shape.
+    """
+    try:
+        flat = load(_read(path))
+    except SafetensorError as error:
+        raise UserError(f"{path} is not a readable safetensors file: {error}") from error
+    wanted = flax.traverse_util.flatten_dict(template, sep="/")
+    for name in sorted(wanted.keys() ^ flat.keys()):
+        where = "is missing from" if name in wanted else "does not belong to the model but is in"
+        raise UserError(f"tensor {name} {where} {path}; check the model's name")
+    for name, leaf in wanted.items():
+        if flat[name].shape != leaf.shape:
+            raise UserError(f"{path}: {name} has shape {flat[name].shape}, the model needs {leaf.shape}")
+    return flax.traverse_util.unflatten_dict({name: flat[name] for name in wanted}, sep="/")
+
+
+def load_metadata(path: epath.Path) -> dict[str, str]:
+    """Return the text beside the tensors of a safetensors file; empty where there is none.
+
+    Raises:
+        UserError: there is no such file, or it is unreadable.
+    """
+    data = _read(path)
+    try:
+        size = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + size])
+        return dict(header.get("__metadata__", {}))
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path} is not a readable safetensors file: its header is damaged") from error
+
+
+def _read(path: epath.Path) -> bytes:
+    if not epath.Path(path).exists():
+        raise UserError(f"no weights file at {path}")
+    if epath.Path(path).is_dir():
+        raise UserError(f"{path} is a folder, not a .safetensors file; give the file in it")
+    return epath.Path(path).read_bytes()

@@ -1,0 +1,106 @@
+"""The rules of the house: imports run one way, no stage knows another, and each outer library has one door."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "pujax"
+# Lower layers first; a module imports from its own layer or from below. Names are files or folders of the package.
+LAYERS = (
+    {"errors", "__init__"},
+    {"config", "artifacts", "progress", "models", "kd_losses"},
+    {"lock", "weights", "metrics", "optim", "sharding", "score_table", "selection", "checkpoint"},
+    {"data"},
+    {"networks", "train"},
+    {"inference"},
+    {"pu", "student", "job"},
+    {"stages"},
+    {"pipeline"},
+    {"plan"},
+    {"launch"},
+)
+
+
+def modules():
+    return {
+        path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."): path for path in PACKAGE.rglob("*.py")
+    }
+
+
+def imported(path):
+    """Every module that a file imports, wherever in it; `from pujax.a import b` counts as pujax.a and pujax.a.b."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own_imports():
+    known = modules()
+    for name, path in known.items():
+        for target in imported(path):
+            target = target.removeprefix("pujax.") if target != "pujax" else "__init__"
+            if target in known or f"{target}.__init__" in known:
+                yield name, target
+
+
+def layer(module):
+    name = module.split(".")[0]
+    found = [i for i, names in enumerate(LAYERS) if name in names]
+    assert found, f"{module} is in no layer: add it to LAYERS"
+    return found[0]
+
+
+def test_imports_run_one_way():
+    wrong = [f"{name} imports {target}" for name, target in own_imports() if layer(target) > layer(name)]
+    assert not wrong
+
+
+def test_no_stage_imports_another():
+    assert not [pair for pair in own_imports() if all(module.startswith("stages.") for module in pair)]
+
+
+def test_there_is_no_circle():
+    graph = {name: set() for name in modules()}
+    for name, target in own_imports():
+        if target in graph and target != name:
+            graph[name].add(target)
+    done, open_ = set(), []
+
+    def visit(name):
+        assert name not in open_, " -> ".join([*open_[open_.index(name) :], name])
+        if name in done:
+            return
+        open_.append(name)
+        for target in sorted(graph[name]):
+            visit(target)
+        done.add(open_.pop())
+
+    for name in graph:
+        visit(name)
+
+
+@pytest.mark.parametrize(
+    ("library", "doors"),
+    [
+        ("grain", ("data.",)),
+        ("orbax", ("checkpoint",)),
+        ("tensorflow_datasets", ("data.sources.",)),
+        ("absl", ("launch",)),
+        ("safetensors", ("weights",)),
+        ("torch", ()),
+    ],
+)
+def test_each_outer_library_has_one_door(library, doors):
+    users = [name for name, path in modules().items() if any(m.split(".")[0] == library for m in imported(path))]
+    assert all(name.startswith(doors) if doors else False for name in users), users
+
+
+def test_every_module_is_imported():
+    import importlib
+
+    for name in modules():
+        importlib.import_module(f"pujax.{name}".removesuffix(".__init__"))
