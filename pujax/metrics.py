@@ -73,6 +73,8 @@ class MetricsLog:
     """Appends scalars to `metrics.jsonl` and TensorBoard; silent on all but the main process."""
 
     def __init__(self, folder: Path, *, enabled: bool):
+        if enabled:
+            folder.mkdir(parents=True, exist_ok=True)
         self._file = (folder / "metrics.jsonl").open("a") if enabled else None
         self._tensorboard, self._folder = None, folder / "tensorboard"
 

@@ -160,7 +160,8 @@ def open_sources(
 
 
 def _open(config: Config, workdir: Workdir, part: str, *, dry: bool) -> ImageSource:
-    manifest = workdir.pool if part == "pool" and not dry else None
+    listed = (workdir.pool / "MANIFEST.json").exists()
+    manifest = workdir.pool if part == "pool" and (listed or not dry) else None
     return open_source(getattr(config.data, part), config.data, labelled=part != "pool", manifest=manifest)
 
 

@@ -9,10 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from test_artifacts import Store
 
 from pujax import artifacts, pipeline
 from pujax.config import BASELINES, FinetunedScorerConfig, SourceConfig, resolve
@@ -195,7 +197,7 @@ def test_help_and_dry_run(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def in_process(tmp_path, change, stages=pipeline.STAGES):
+def in_process(tmp_path, change, stages=pipeline.STAGES, workdir=None):
     """Run a changed quickstart config in this process."""
     import importlib.util
 
@@ -208,7 +210,7 @@ def in_process(tmp_path, change, stages=pipeline.STAGES):
     config.score.shard_size = 400
     config.scorer.frozen.num_steps = 20
     change(config)
-    return pipeline.run(resolve(config), tmp_path / "run", stages)
+    return pipeline.run(resolve(config), workdir or tmp_path / "run", stages)
 
 
 def write_pool_folder(root, num_images=200):
@@ -374,3 +376,26 @@ def test_classes_of_other_names_are_refused(tmp_path):
 
     with pytest.raises(UserError, match=r"class 1 is 'Trouser' in the teacher but 'Skirt' in data.test"):
         in_process(tmp_path, change)
+
+
+def test_a_job_in_an_object_store_gives_the_numbers_of_a_local_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(Store, "store", {})
+    fsspec.register_implementation("s3", Store, clobber=True)
+    Store.clear_instance_cache()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))
+    monkeypatch.chdir(tmp_path)
+
+    def choose(budget):
+        def change(config):
+            config.select.rule, config.select.budget, config.run.checkpoint_every = "top_k", budget, 2
+
+        return change
+
+    local = in_process(tmp_path, choose(60))
+    remote = in_process(tmp_path, choose(60), workdir="s3://bucket/run")
+    assert numbers(remote) == numbers(local)
+    other = in_process(tmp_path, choose(70), workdir="s3://bucket/run")
+    assert other["student"]["train_images"] == 170  # and not the images of the former choice
+    assert numbers(in_process(tmp_path, choose(60), workdir="s3://bucket/run")) == numbers(local)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "scratch"]  # nothing strays
+    assert {"/bucket/run/metrics.jsonl", "/bucket/run/distill/student.safetensors"} <= Store.store.keys()

@@ -93,7 +93,8 @@ def test_rows_meet_their_images_though_the_devices_interleave(tmp_path):
     assert out[-1] == 1  # and a mesh that interleaves is noticed
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
 def test_training_of_one_process_continues_on_several_with_the_same_numbers(tmp_path, count):
     folder = tmp_path / "run"
     run(1, 4, folder, "begin")

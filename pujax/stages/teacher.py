@@ -20,7 +20,6 @@ from pujax.metrics import flops_per_image, num_params
 from pujax.networks import (
     Network,
     abstract_network,
-    check_class_names,
     check_fits,
     init_network,
     load_network,
@@ -37,7 +36,6 @@ def run(job: Job) -> dict[str, Any]:
     """Leave the teacher's network in the work directory; return the summary block."""
     config = job.config
     teacher = given_teacher(config) or _train(job)
-    check_class_names([("the teacher", teacher.class_names), ("data.test", job.sources["test"].class_names)])
     if is_main_process():
         save_network(job.workdir.teacher, teacher)
     batch_size = config.run.inference_batch_size
