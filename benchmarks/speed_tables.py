@@ -124,6 +124,17 @@ def job_table(lines: list[dict]) -> str:
     return f"{markdown(head, rows)}\n\n{text}{origin([line])}"
 
 
+def at_scale_table(lines: list[dict]) -> str:
+    """Return Markdown: seconds and memory of listing a folder and of choosing from a score table."""
+    names = {"first": "first open, lists the folder", "second": "second open"}
+    rows = [
+        [names.get(line["step"], f"rule {line['step']}"), f"{line['size']:,}", f"{line['seconds']:.3g}",
+         f"{line['resident_mb']:.0f}"]
+        for line in newest(lines, "what", "size", "step")
+    ]  # fmt: skip
+    return markdown(("step", "files or rows", "seconds", "resident, MB"), rows)
+
+
 def throughput_groups(lines: list[dict]) -> list[Group]:
     """Return the bars of the throughput chart."""
     groups = []

@@ -26,7 +26,7 @@ NAMES = {
     "dfnd_published": "teacher's most confident, as published (DFND)",
     "nearest_neighbour": "nearest to the labelled, pujax's recipe",
     "all": "whole pool",
-    "true_positives": "true positives (oracle)",
+    "true_positives": "true positives alone",
     "full_data": "all of the original data (oracle)",
     "pujax": "**mined by pujax**",
     "highest score": "mined by pujax, highest score alone",
@@ -195,6 +195,7 @@ def fill(text: str) -> str:
         "scorers": scorers_table(read("scorers")),
         "rates": rates_table(read("rates")),
         "digits_rates": rates_table(read("digits_rates")),
+        "at_scale": speed_tables.at_scale_table(read("at_scale")),
         **speed_tables.tables(speed_results()),
     }
     for name, table in tables.items():

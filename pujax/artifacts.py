@@ -7,6 +7,7 @@ into memory, and training states live in a local scratch folder where the work d
 import io
 import itertools
 import json
+import math
 import os
 import socket
 import tempfile
@@ -105,8 +106,16 @@ def temporary_name(path: epath.Path | Path) -> Any:
 
 
 def save_json(path: epath.Path, value: Any) -> None:
-    """Write JSON, readable and whole; numbers that are not finite are an error."""
-    write_atomic(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+    """Write JSON, readable and whole; numbers that are not finite, which JSON does not know, become null."""
+    write_atomic(path, (json.dumps(_finite(value), indent=2, allow_nan=False) + "\n").encode())
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def load_json(path: epath.Path) -> Any:

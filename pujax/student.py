@@ -16,6 +16,7 @@ from pujax.data.batches import index_batches, mixed_index_batches
 from pujax.data.reading import write_images
 from pujax.data.sources import ImageSource
 from pujax.data.transforms import augment, fixed_views
+from pujax.errors import UserError
 from pujax.inference import accuracy, map_images
 from pujax.kd_losses import (
     class_weights_from_mass,
@@ -72,6 +73,7 @@ def train_student(
     Returns:
         (the student after the last step, number of training images).
     """
+    _check_enough(distill, parts)
     if is_main_process():
         write_images(unit.images, parts)  # at training resolution, so nothing is decoded twice
     barrier(f"{name} images")
@@ -100,6 +102,18 @@ def train_student(
     if is_main_process():
         save_network(unit.student, student)
     return student, len(images)
+
+
+def _check_enough(distill: DistillConfig, parts: Parts) -> None:
+    """Raise UserError if a batch is larger than what it is drawn from."""
+    sizes = [len(index) for _, index in parts]
+    share = distill.labelled_per_batch if len(parts) > 1 else 0
+    drawn, given = distill.batch_size - share, sizes[-1] if share else sum(sizes)
+    if drawn > given:
+        raise UserError(
+            f"distill.batch_size is {distill.batch_size}, of which {drawn} are drawn from {given} images; lower it, or "
+            "choose more images (select.rule=top_k and select.budget)"
+        )
 
 
 def abstract_student(distill: DistillConfig, teacher: Network) -> Network:

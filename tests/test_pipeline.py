@@ -365,6 +365,14 @@ def test_a_teacher_alone_needs_neither_labelled_images_nor_pool(tmp_path):
     assert "student" in again  # what was done before is still in the summary
 
 
+def test_too_few_chosen_images_name_the_options(tmp_path):
+    def change(config):
+        config.data.labelled.per_class, config.select.rule, config.select.budget = 1, "top_k", 20
+
+    with pytest.raises(UserError, match=r"distill.batch_size is 128, of which 128 are drawn from 30 images"):
+        in_process(tmp_path, change)
+
+
 def test_classes_of_other_names_are_refused(tmp_path):
     def change(config):
         columns = load_embedded("test")
