@@ -1,6 +1,7 @@
 """The command line as a whole, in this process: each mistake ends in one line on stderr and the right exit status."""
 
 import dataclasses
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from pujax import launch
 from pujax.data.embedded import embedded_path, load_embedded
+from pujax.lock import locked
 from pujax.networks import load_network, save_network
 
 QUICK = [
@@ -197,6 +199,54 @@ def test_wrong_inputs(call, tmp_path, name):
     status, line = call(*QUICK, f"--workdir={tmp_path}/run", *options(tmp_path))
     assert status == 2
     assert message in line
+
+
+def chained(error, cause):
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(28, "No space left on device", "/mnt/run/a"), "no space left on the disk of /mnt/run/a; make room"),
+        (
+            ValueError("RESOURCE: write failed: No space left on device"),
+            "no space left on the disk of the work directory",
+        ),
+        (chained(RuntimeError("save failed"), OSError(122, "Quota", "/mnt/b")), "no space left on the disk of /mnt/b"),
+        (OSError(116, "Stale file handle", "/mnt/pool"), "/mnt/pool: Stale file handle; the same command continues"),
+        (PermissionError(13, "Permission denied", "/mnt/pool"), "/mnt/pool: Permission denied"),
+    ],
+    ids=["full disk", "full disk, by a library", "quota, as a cause", "stale mount", "permission"],
+)
+def test_trouble_of_the_machine_is_one_line_and_status_1(call, tmp_path, monkeypatch, error, message):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr("pujax.pipeline.run", fail)
+    status, line = call(*QUICK, f"--workdir={tmp_path}")
+    assert status == 1 and message in line
+
+
+def test_an_error_of_our_own_keeps_its_traceback(monkeypatch, tmp_path):
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    code = "import pujax.launch as l, pujax.pipeline as p; p.run = lambda *_: {}['bug']; l.run()"
+    options = [QUICK[0], f"--workdir={tmp_path}"]
+    done = subprocess.run([sys.executable, "-c", code, *options], capture_output=True, text=True)
+    assert done.returncode == 1 and "KeyError: 'bug'" in done.stderr
+
+
+def test_a_kind_on_the_command_line_replaces_what_the_recipe_says_of_the_source(call, tmp_path):
+    status, line = call(*QUICK, f"--workdir={tmp_path}", "--config.data.pool.kind=folder")
+    assert status == 2 and "there is no folder ''" in line  # neither the name nor the path is the recipe's
+
+
+def test_a_second_job_in_a_work_directory_is_refused(call, tmp_path):
+    (tmp_path / "run").mkdir()
+    with locked(epath.Path(tmp_path / "run" / "LOCK.json")):
+        status, line = call(*QUICK, f"--workdir={tmp_path}/run")
+    assert status == 2 and "is in use by process" in line
 
 
 def test_an_interrupt_ends_in_one_line(call, tmp_path, monkeypatch):
