@@ -19,7 +19,7 @@ from pujax.metrics import auc, precision_and_recall
 from pujax.pu.scorer import extract_inputs
 from pujax.score_table import ScoreTable, read_selection
 from pujax.selection import select
-from pujax.student import student_block, train_student
+from pujax.student import make_student
 
 NEIGHBOURS = 5
 Choice = tuple[np.ndarray, dict[str, Any]]  # pool indices [n], and what else the line says
@@ -58,25 +58,15 @@ def run(job: Job, name: str, *, teacher_accuracy: float) -> dict[str, Any]:
     chosen, found = rival.choose(job, len(read_selection(job.workdir.selected)))
     pool, labelled, chosen_at = job.sources["pool"], job.sources["labelled"], time.perf_counter()
     parts = [(labelled, np.arange(len(labelled)))] if rival.labelled else []
-    distill = dataclasses.replace(config.distill, **rival.distill)
-    student, count = train_student(
-        distill,
-        job.teacher(),
+    block = make_student(
+        job,
+        name,
         [*parts, (pool, chosen)],
-        unit=job.workdir.unit(name),
-        seed=config.seed,
-        mesh=job.mesh,
-        run=config.run,
-        log=job.log,
-        name=f"distill_{name}",
+        distill=dataclasses.replace(config.distill, **rival.distill),
         extra=noise_adaptation(config.data.num_classes, teacher_accuracy) if rival.noise_adaptation else None,
     )
-    size = config.run.inference_batch_size
-    block = student_block(
-        student, job.sources["test"], steps=distill.num_steps, train_images=count, mesh=job.mesh, batch_size=size
-    )
     seconds = {"scorer": chosen_at - started, "student": time.perf_counter() - chosen_at}
-    line = {"row": name, "accuracy": block["accuracy"], "train_images": count, **found}
+    line = {"row": name, "accuracy": block["accuracy"], "train_images": block["train_images"], **found}
     return line | precision_and_recall(pool.truth, chosen) | {"seconds": seconds}
 
 

@@ -18,6 +18,7 @@ from pujax.data.sources import ImageSource
 from pujax.data.transforms import augment, fixed_views
 from pujax.errors import UserError
 from pujax.inference import accuracy, map_images
+from pujax.job import Job
 from pujax.kd_losses import (
     class_weights_from_mass,
     kd_loss,
@@ -127,16 +128,41 @@ def abstract_student(distill: DistillConfig, teacher: Network) -> Network:
     )
 
 
-def student_block(
-    student: Network, test: ImageSource, *, steps: int, train_images: int, mesh: Mesh, batch_size: int
+def make_student(
+    job: Job, name: str, parts: Parts, *, distill: DistillConfig | None = None, extra: ExtraTerm | None = None
 ) -> dict[str, Any]:
-    """Return the summary block of a student: accuracy at the last step, size, cost, steps, number of images."""
+    """Train a student of a job and measure it; return its summary block.
+
+    Args:
+        job: gives the teacher, the test images and how to run.
+        name: of the folder in the work directory, and of the metrics.
+        parts: what it is trained on.
+        distill: the recipe, where it is not the job's.
+        extra: a further term of the loss.
+
+    Returns:
+        Accuracy at the last step, size, cost, steps, number of training images.
+    """
+    config, distill = job.config, distill or job.config.distill
+    student, num_images = train_student(
+        distill,
+        job.teacher(),
+        parts,
+        unit=job.workdir.unit(name),
+        seed=config.seed,
+        mesh=job.mesh,
+        run=config.run,
+        log=job.log,
+        name=name if name == "distill" else f"distill_{name.rsplit('/', 1)[-1]}",
+        extra=extra,
+    )
+    batch_size = config.run.inference_batch_size
     return {
-        "accuracy": accuracy(student, test, mesh=mesh, batch_size=batch_size),
+        "accuracy": accuracy(student, job.sources["test"], mesh=job.mesh, batch_size=batch_size),
         "num_params": num_params(student.variables),
         "flops_per_image": flops_per_image(student.module, student.variables, student.preprocessing.image_shape),
-        "steps": steps,
-        "train_images": train_images,
+        "steps": distill.num_steps,
+        "train_images": num_images,
     }
 
 

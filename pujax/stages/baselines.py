@@ -10,7 +10,7 @@ from pujax.job import Job
 from pujax.metrics import precision_and_recall
 from pujax.score_table import ScoreTable
 from pujax.selection import select
-from pujax.student import Parts, student_block, train_student
+from pujax.student import Parts, make_student
 
 RESULTS_VERSION = 1
 
@@ -23,26 +23,8 @@ def run(job: Job, name: str, *, budget: int) -> dict[str, Any]:
         name: one of config.BASELINES.
         budget: images of those baselines that choose as many as pujax did.
     """
-    config, parts = job.config, training_parts(job, name, budget)
-    student, num_images = train_student(
-        config.distill,
-        job.teacher(),
-        parts,
-        unit=job.workdir.unit(f"baselines/{name}"),
-        seed=config.seed,
-        mesh=job.mesh,
-        run=config.run,
-        log=job.log,
-        name=f"distill_{name}",
-    )
-    block = student_block(
-        student,
-        job.sources["test"],
-        steps=config.distill.num_steps,
-        train_images=num_images,
-        mesh=job.mesh,
-        batch_size=config.run.inference_batch_size,
-    )
+    parts = training_parts(job, name, budget)
+    block = make_student(job, f"baselines/{name}", parts)
     found = precision_and_recall(parts[1][0].truth, parts[1][1]) if len(parts) == 2 else {}
     return {"accuracy": block["accuracy"], "train_images": block["train_images"], **found}
 
