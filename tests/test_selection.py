@@ -61,13 +61,6 @@ def test_an_empty_selection_is_refused_with_a_remedy():
         select("threshold", TABLE, **OPTIONS | {"threshold": 10.0})
 
 
-@pytest.mark.parametrize("rule", ["top_k", "teacher_confidence", "mean_rank", "class_balanced", "random"])
-def test_a_budget_of_nothing_is_refused_and_one_of_too_much_keeps_all(rule):
-    with pytest.raises(UserError, match=rf"select.rule={rule} keeps none of 10 images .* highest score 5\)"):
-        select(rule, TABLE, **OPTIONS | {"budget": 0})
-    assert select(rule, TABLE, **OPTIONS | {"budget": 11}).tolist() == INDEX.tolist()
-
-
 def random_columns(rng, count):
     digits = int(rng.integers(0, 4))  # few digits make many ties
     return {
@@ -142,40 +135,23 @@ def test_indices_are_sorted_and_unique(rule):
     assert (np.diff(select(rule, TABLE, **OPTIONS)) > 0).all()
 
 
-class Made:
-    """A table that is made as it is read."""
-
-    def __init__(self, shards):
-        self.shards = shards
-
-    def batches(self, *names):
-        for i in range(self.shards):
-            columns = random_columns(np.random.default_rng(i), 2000)
-            yield {name: columns[name] for name in names} | {"index": np.arange(2000 * i, 2000 * (i + 1))}
-
-
-def peak_memory(rule, table, budget):
-    tracemalloc.start()
-    try:
-        if budget:
-            select(rule, table, **OPTIONS | {"budget": budget})
-        else:
-            with pytest.raises(UserError, match="keeps none"):
-                select(rule, table, **OPTIONS | {"budget": budget})
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-
-
-@pytest.mark.parametrize("budget", [100, 0])  # 0: what is refused is not held to say so
 @pytest.mark.parametrize("rule", ["top_k", "random", "mean_rank", "class_balanced"])
-def test_memory_does_not_grow_with_the_table(rule, budget):
-    assert peak_memory(rule, Made(20), budget) < peak_memory(rule, Made(2), budget) + 100_000
+def test_memory_does_not_grow_with_the_table(rule):
+    class Made:
+        """A table that is made as it is read."""
 
+        def __init__(self, shards):
+            self.shards = shards
 
-def test_many_classes_take_the_memory_of_one_count_each_and_digit():
-    num_classes = 2000
-    rng = np.random.default_rng(0)
-    columns = random_columns(rng, 5000) | {"teacher_class": rng.integers(0, num_classes, 5000).astype(np.int32)}
-    columns["teacher_class"][0] = num_classes - 1
-    assert peak_memory("class_balanced", Table(columns, 500), 100) < 1.3 * 8 * 4096 * num_classes
+        def batches(self, *names):
+            for i in range(self.shards):
+                columns = random_columns(np.random.default_rng(i), 2000)
+                yield {name: columns[name] for name in names} | {"index": np.arange(2000 * i, 2000 * (i + 1))}
+
+    peaks = []
+    for shards in (2, 20):
+        tracemalloc.start()
+        select(rule, Made(shards), **OPTIONS | {"budget": 100})
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 100_000
