@@ -29,6 +29,7 @@ def test_both_frameworks_compute_the_same_before_they_are_timed(case):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_the_gpu_script_does_each_slice_once(tmp_path):
     settings = {"PYTHON": sys.executable, "CASES": "kd_step", "CIFAR_PAIRS": "lenet5:lenet5_half", "CIFAR_BATCH": "8"}
     settings |= {"IMAGENET_PAIRS": "lenet5:no_such_network", "SECONDS_EACH": "0.03", "ROUNDS": "1", "IMAGES": "600"}
