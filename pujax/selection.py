@@ -42,10 +42,10 @@ def select(rule: str, table: Table, *, threshold: float, budget: int, class_prio
     options = {"threshold": threshold, "budget": budget, "class_prior": class_prior, "seed": seed}
     chosen = RULES[rule](table, options)
     if len(chosen) == 0:
-        scores = [batch["score"] for batch in table.batches("score")]
+        scores = (batch["score"] for batch in table.batches("score"))
         highest = max((own.max() for own in scores if len(own)), default=float("nan"))
         raise UserError(
-            f"select.rule={rule} keeps none of {sum(map(len, scores))} images (threshold {threshold}, class prior "
+            f"select.rule={rule} keeps none of {_count(table)} images (threshold {threshold}, class prior "
             f"{class_prior:.4g}, highest score {highest:.3g}); lower select.threshold or set select.budget"
         )
     return chosen
@@ -158,10 +158,13 @@ def keep_highest(
     floors = np.zeros(len(left), np.uint64)  # the lowest priority that is kept, by group
     for shift in range(_BITS - _DIGIT, -1, -_DIGIT):
         counts = _count_digits(table, columns, priority, group, floors, shift)
-        from_top = np.cumsum(counts[:, ::-1], axis=1)[:, ::-1]  # images of this digit or a higher one
-        digit = np.maximum((from_top >= left[:, None]).sum(1) - 1, 0)
-        left -= np.pad(from_top, ((0, 0), (0, 1)))[np.arange(len(left)), digit + 1]
+        from_top = counts[:, ::-1]
+        np.cumsum(from_top, axis=1, out=from_top)  # in place: with many groups the counts are what memory goes to
+        digit = np.maximum((counts >= left[:, None]).sum(1) - 1, 0)  # counts: of this digit or a higher one
+        next_digit = np.minimum(digit + 1, counts.shape[1] - 1)
+        left -= np.where(digit < next_digit, counts[np.arange(len(left)), next_digit], 0)
         floors |= digit.astype(np.uint64) << np.uint64(shift)
+        del from_top, counts  # before the next ones are made
     return _take(table, columns, priority, group, floors, left)
 
 
@@ -176,7 +179,7 @@ def _count_digits(
         agree = values >> np.uint64(shift + _DIGIT) == floors[groups] >> np.uint64(shift + _DIGIT)
         values, groups = values[agree], groups[agree]
         digits = (values >> np.uint64(shift)).astype(np.int64) & (size - 1)
-        counts += np.bincount(groups * size + digits, minlength=len(counts))
+        np.add.at(counts, groups * size + digits, 1)  # bincount would make all of them anew for each shard
     return counts.reshape(len(floors), size)
 
 
@@ -195,10 +198,12 @@ def _take(
         for batch in table.batches(*columns):
             values, groups = priority(batch), _groups(batch, group)
             keep = values > floors[groups]
-            for k in np.unique(groups[values == floors[groups]]):
-                level = np.flatnonzero((values == floors[groups]) & (groups == k))[: max(room[k], 0)]
-                keep[level] = True
-                room[k] -= len(level)
+            level = np.flatnonzero(values == floors[groups])
+            level = level[np.argsort(groups[level], kind="stable")]  # by group, and in it by the order of the pool
+            own = groups[level]
+            place = np.arange(len(own)) - np.searchsorted(own, own)  # among those of its group
+            keep[level[place < room[own]]] = True
+            np.subtract.at(room, own, 1)
             yield batch["index"][keep]
 
     return _join(chosen())

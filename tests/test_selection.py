@@ -1,5 +1,6 @@
 """Selections: by hand on a small table, and streamed against NumPy's sorting on tables of any shape."""
 
+import contextlib
 import tracemalloc
 
 import numpy as np
@@ -59,6 +60,13 @@ def test_class_balanced_shares_the_budget_and_fills_up_from_others():
 def test_an_empty_selection_is_refused_with_a_remedy():
     with pytest.raises(UserError, match=r"select.rule=threshold keeps none of 10 images .* lower select.threshold"):
         select("threshold", TABLE, **OPTIONS | {"threshold": 10.0})
+
+
+@pytest.mark.parametrize("rule", ["top_k", "teacher_confidence", "mean_rank", "class_balanced", "random"])
+def test_a_budget_of_nothing_is_refused_and_one_of_too_much_keeps_all(rule):
+    with pytest.raises(UserError, match=rf"select.rule={rule} keeps none of 10 images .* highest score 5\)"):
+        select(rule, TABLE, **OPTIONS | {"budget": 0})
+    assert select(rule, TABLE, **OPTIONS | {"budget": 11}).tolist() == INDEX.tolist()
 
 
 def random_columns(rng, count):
@@ -135,23 +143,42 @@ def test_indices_are_sorted_and_unique(rule):
     assert (np.diff(select(rule, TABLE, **OPTIONS)) > 0).all()
 
 
-@pytest.mark.parametrize("rule", ["top_k", "random", "mean_rank", "class_balanced"])
-def test_memory_does_not_grow_with_the_table(rule):
-    class Made:
-        """A table that is made as it is read."""
+class Made:
+    """A table that is made as it is read."""
 
-        def __init__(self, shards):
-            self.shards = shards
+    def __init__(self, shards):
+        self.shards = shards
 
-        def batches(self, *names):
-            for i in range(self.shards):
-                columns = random_columns(np.random.default_rng(i), 2000)
-                yield {name: columns[name] for name in names} | {"index": np.arange(2000 * i, 2000 * (i + 1))}
+    def batches(self, *names):
+        for i in range(self.shards):
+            columns = random_columns(np.random.default_rng(i), 2000)
+            yield {name: columns[name] for name in names} | {"index": np.arange(2000 * i, 2000 * (i + 1))}
 
-    peaks = []
-    for shards in (2, 20):
-        tracemalloc.start()
-        select(rule, Made(shards), **OPTIONS | {"budget": 100})
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-    assert peaks[1] < peaks[0] + 100_000
+
+def peak_memory(rule, table, **options):
+    tracemalloc.start()
+    with contextlib.suppress(UserError):
+        select(rule, table, **OPTIONS | options)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+@pytest.mark.parametrize(
+    ("rule", "options"),
+    [
+        ("top_k", {"budget": 100}),
+        ("random", {"budget": 100}),
+        ("mean_rank", {"budget": 100}),
+        ("class_balanced", {"budget": 100}),
+        ("threshold", {"threshold": 3e38}),  # keeps none; the message tells the highest score
+    ],
+)
+def test_memory_does_not_grow_with_the_table(rule, options):
+    assert peak_memory(rule, Made(20), **options) < peak_memory(rule, Made(2), **options) + 100_000
+
+
+def test_many_classes_take_the_memory_of_one_count_each_and_digit():
+    num_classes, rng = 2000, np.random.default_rng(0)
+    columns = random_columns(rng, 5000) | {"teacher_class": rng.permutation(5000).astype(np.int32) % num_classes}
+    assert peak_memory("class_balanced", Table(columns, 500), budget=100) < 1.3 * 8 * 4096 * num_classes
