@@ -28,7 +28,7 @@ from benchmarks.results_file import RESULTS, append, is_there
 from benchmarks.rivals import RELEASED_DISTILLATION, RELEASED_SCORER
 from configs import cifar10, quickstart
 from pujax import artifacts, pipeline
-from pujax.config import Config, FrozenScorerConfig, SourceConfig, resolve
+from pujax.config import Config, SourceConfig, resolve
 from pujax.data.sources import open_source
 from pujax.sharding import configure_backend
 
@@ -313,8 +313,6 @@ def jobs(args: argparse.Namespace) -> list[Job]:
 
     def make(seed: int, changes: dict[str, Any]) -> Config:
         config = table_config(args.table, seed, args.data, args.workdir, **options)
-        if changes.get("scorer.mode") == "finetune":
-            config = set_options(config, {"scorer.frozen": FrozenScorerConfig()})
         if args.baselines is not None:
             config.baselines = tuple(args.baselines)
         return set_options(config, changes)

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.other_losses import noise_adaptation
+from pujax.config import FrozenScorerConfig
 from pujax.data.reading import read_or_fail
 from pujax.job import Job
 from pujax.metrics import auc, precision_and_recall
 from pujax.pu.scorer import extract_inputs
-from pujax.score_table import ScoreTable, read_selection
+from pujax.score_table import read_selection
 from pujax.selection import select
 from pujax.student import make_student
 
@@ -29,6 +30,7 @@ Choice = tuple[np.ndarray, dict[str, Any]]  # pool indices [n], and what else th
 # told how many to keep.
 RELEASED_SCORER = {
     "scorer.mode": "finetune",
+    "scorer.frozen": FrozenScorerConfig(),  # what the table's recipe says of the other mode would be refused
     "scorer.finetune.learning_rate": 1e-3,
     "scorer.finetune.weight_decay": 5e-3,
     "select.rule": "prior",
@@ -74,9 +76,8 @@ def by_rule(rule: str) -> Callable[[Job, int], Choice]:
     """Return what chooses by a rule of the library."""
 
     def choose(job: Job, budget: int) -> Choice:
-        table = ScoreTable(job.workdir.shards, len(job.sources["pool"]), job.config.score.shard_size)
         options = {"threshold": 0.0, "class_prior": 0.0, "seed": job.config.seed}
-        return select(rule, table, budget=budget, **options), {}
+        return select(rule, job.score_table(), budget=budget, **options), {}
 
     return choose
 

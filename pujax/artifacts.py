@@ -4,6 +4,7 @@ Paths are `etils.epath.Path`: a local folder, or `gs://` and `s3://` through fss
 into memory, and training states live in a local scratch folder where the work directory is an object store.
 """
 
+import contextlib
 import io
 import itertools
 import json
@@ -89,15 +90,27 @@ def is_remote(path: epath.Path) -> bool:
 
 
 def write_atomic(path: epath.Path | Path, content: bytes) -> None:
-    """Write a file, whole or not at all; the folder is made. Object stores write objects whole by themselves."""
-    path = epath.Path(path)
+    """Write a file, whole or not at all."""
+    with replacing(epath.Path(path)) as target:
+        target.write_bytes(content)
+
+
+@contextlib.contextmanager
+def replacing(path: Any) -> Iterator[Any]:
+    """Give a path to write to, which takes the place of `path` when the body ends and goes if it fails.
+
+    The folder is made. An object store writes objects whole by itself: there it is `path`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     if is_remote(path):
-        path.write_bytes(content)
+        yield path
         return
     temporary = temporary_name(path)
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def temporary_name(path: epath.Path | Path) -> Any:
@@ -139,14 +152,10 @@ def write_table(path: epath.Path, table: pa.Table) -> None:
 
 def write_tables(path: epath.Path, tables: Iterator[pa.Table]) -> None:
     """Write a Parquet file of tables of one schema, at least one, and hold one at a time; whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    target = path if is_remote(path) else temporary_name(path)
     first = next(tables)
-    with target.open("wb") as file, pq.ParquetWriter(file, first.schema) as writer:
+    with replacing(path) as target, target.open("wb") as file, pq.ParquetWriter(file, first.schema) as writer:
         for table in itertools.chain([first], tables):
             writer.write_table(table)
-    if target != path:
-        target.replace(path)
 
 
 def read_table(path: epath.Path, columns: list[str] | None = None) -> pa.Table:

@@ -10,6 +10,7 @@ from pujax.data.sources import ImageSource
 from pujax.inference import resolve_dtype
 from pujax.metrics import MetricsLog
 from pujax.networks import Network, load_network
+from pujax.score_table import ScoreTable
 
 
 @dataclass(frozen=True)
@@ -25,3 +26,7 @@ class Job:
     def teacher(self) -> Network:
         """Read the network that the teacher stage left."""
         return load_network(self.workdir.teacher, dtype=resolve_dtype(self.config.compute_dtype))
+
+    def score_table(self) -> ScoreTable:
+        """Return the pool's score table, which the score stage fills."""
+        return ScoreTable(self.workdir.shards, len(self.sources["pool"]), self.config.score.shard_size)

@@ -12,7 +12,7 @@ from typing import Any
 
 from etils import epath
 
-from pujax.artifacts import is_remote, load_json, save_json
+from pujax.artifacts import is_remote, load_json, save_json, temporary_name
 from pujax.errors import UserError
 
 _BEAT = 20.0  # seconds between signs of life
@@ -62,7 +62,7 @@ def _take(path: epath.Path, me: dict[str, Any]) -> None:
     if is_remote(path):
         save_json(path, me)
         return
-    temporary = path.parent / f"{path.name}.{socket.gethostname()}.{os.getpid()}"
+    temporary = temporary_name(path)
     save_json(temporary, me)
     try:
         os.link(temporary, path)  # fails where another process was faster, and appears whole

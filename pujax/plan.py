@@ -12,7 +12,6 @@ from pujax.config import Config
 from pujax.data.sources import ImageSource
 from pujax.networks import Network
 from pujax.optim import make_optimizer
-from pujax.score_table import ScoreTable
 from pujax.stages.teacher import abstract_teacher
 from pujax.student import abstract_student, frozen_arrays, make_distill_loss
 from pujax.train import init_state, make_train_step
@@ -29,8 +28,7 @@ def describe(config: Config, workdir: Workdir, stages: tuple[str, ...]) -> str:
         lines = [f"devices: {job.mesh.size} x {jax.devices()[0].device_kind}, processes: {jax.process_count()}"]
         lines += [_describe_source(part, source) for part, source in job.sources.items()]
         if "pool" in job.sources:
-            table = ScoreTable(workdir.shards, len(job.sources["pool"]), config.score.shard_size)
-            lines.append(f"score: {len(table.shards)} shards")
+            lines.append(f"score: {len(job.score_table().shards)} shards")
             lines.append(_describe_distill_step(job.config, job.mesh, len(job.sources["labelled"])))
         for name, unit in units.items():
             state = "done" if unit.is_done() else "to do" if unit.stage in stages else "not asked for"
@@ -47,7 +45,7 @@ def _describe_source(part: str, source: ImageSource) -> str:
 def _describe_distill_step(config: Config, mesh: Mesh, num_images: int) -> str:
     """Compile the distillation step for abstract inputs; return the networks' names and the memory it takes.
 
-    Cached logits are counted for `num_images` images, which are at least as many as there will be.
+    Cached logits are counted for `num_images` images, the labelled ones: how many will be chosen is not known yet.
     """
     teacher = abstract_teacher(config)
     student = abstract_student(config.distill, teacher)

@@ -68,9 +68,7 @@ class ScoreTable:
         broken = np.flatnonzero(columns["readable"] & ~np.isfinite(columns["score"]))
         if len(broken):
             key = columns["key"][broken[0]]
-            raise FloatingPointError(
-                f"the score of pool image {key} is not finite; look at it, or at scorer.learning_rate"
-            )
+            raise FloatingPointError(f"the score of pool image {key} is not finite; look at it and at the scorer")
         table = pa.table({name: pa.array(columns[name], _SCHEMA.field(name).type) for name in _SCHEMA.names})
         write_table(self.path(start, stop), table)
 

@@ -1,7 +1,6 @@
 """A student: trained on given images by robust knowledge distillation from the teacher."""
 
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,8 +11,8 @@ from jax.sharding import Mesh
 
 from pujax.artifacts import Unit, load_array, save_array
 from pujax.config import DistillConfig, RunConfig
-from pujax.data.batches import index_batches, mixed_index_batches
-from pujax.data.reading import write_images
+from pujax.data.batches import make_batches
+from pujax.data.reading import training_images
 from pujax.data.sources import ImageSource
 from pujax.data.transforms import augment, fixed_views
 from pujax.errors import UserError
@@ -75,10 +74,7 @@ def train_student(
         (the student after the last step, number of training images).
     """
     _check_enough(distill, parts)
-    if is_main_process():
-        write_images(unit.images, parts)  # at training resolution, so nothing is decoded twice
-    barrier(f"{name} images")
-    images = np.load(unit.images, mmap_mode="r")
+    images = training_images(unit.images, parts)
     rng = jax.random.key(seed)
     student = init_network(abstract_student(distill, teacher), jax.random.fold_in(rng, 0))
     variables = student.variables | {"params": student.variables["params"] | (extra.params if extra else {})}
@@ -88,7 +84,9 @@ def train_student(
         variables,
         images=images,
         columns={"label": np.concatenate([_labels(source, index) for source, index in parts])},
-        make_batches=make_batches(distill, [len(index) for _, index in parts], seed=seed),
+        make_batches=make_batches(
+            [len(index) for _, index in parts], distill.batch_size, share=distill.labelled_per_batch, seed=seed
+        ),
         frozen=_frozen(distill, teacher, images, unit=unit, seed=seed, mesh=mesh, batch_size=run.inference_batch_size),
         rng=jax.random.fold_in(rng, 1),
         mesh=mesh,
@@ -197,21 +195,6 @@ def _frozen(
         cache_teacher_logits(distill, on_mesh, images, unit, seed=seed, **forward) if distill.cached_views else None
     )
     return frozen_arrays(distill, class_weights=weights, teacher_variables=on_mesh.variables, teacher_logits=logits)
-
-
-def make_batches(
-    distill: DistillConfig, sizes: list[int], *, seed: int
-) -> Callable[..., Iterator[dict[str, np.ndarray]]]:
-    """Return what makes batches of the parts' images: drawn uniformly, or with a fixed share of the first part."""
-    if not distill.labelled_per_batch or len(sizes) == 1:
-        return functools.partial(index_batches, sum(sizes), distill.batch_size, seed=seed)
-    return functools.partial(
-        mixed_index_batches,
-        *sizes,
-        num_positive_per_batch=distill.labelled_per_batch,
-        num_pool_per_batch=distill.batch_size - distill.labelled_per_batch,
-        seed=seed,
-    )
 
 
 def _labels(source: ImageSource, index: np.ndarray) -> np.ndarray:

@@ -13,6 +13,8 @@ from safetensors.numpy import load, save
 from pujax.artifacts import write_atomic
 from pujax.errors import UserError
 
+_LARGEST_HEADER = 100 << 20  # bytes; safetensors itself takes no larger one
+
 
 def save_weights(path: epath.Path, variables: Any, *, metadata: dict[str, str] | None = None) -> None:
     """Write a tree of arrays as safetensors, names joined by "/"; whole or not at all."""
@@ -35,7 +37,7 @@ def load_weights(path: epath.Path, template: Any) -> Any:
         UserError: there is no such file, it is unreadable, or a tensor is missing, left over or of another shape.
     """
     try:
-        flat = load(_read(path))
+        flat = load(_check_file(path).read_bytes())
     except SafetensorError as error:
         raise UserError(f"{path} is not a readable safetensors file: {error}") from error
     wanted = flax.traverse_util.flatten_dict(template, sep="/")
@@ -54,18 +56,21 @@ def load_metadata(path: epath.Path) -> dict[str, str]:
     Raises:
         UserError: there is no such file, or it is unreadable.
     """
-    data = _read(path)
+    path = _check_file(path)
     try:
-        size = int.from_bytes(data[:8], "little")
-        header = json.loads(data[8 : 8 + size])
+        with path.open("rb") as file:  # the header alone: the tensors may be large and far away
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(size, _LARGEST_HEADER)))
         return dict(header.get("__metadata__", {}))
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path} is not a readable safetensors file: its header is damaged") from error
 
 
-def _read(path: epath.Path) -> bytes:
-    if not epath.Path(path).exists():
+def _check_file(path: epath.Path) -> epath.Path:
+    """Return the path; raise UserError unless a file is there."""
+    path = epath.Path(path)
+    if not path.exists():
         raise UserError(f"no weights file at {path}")
-    if epath.Path(path).is_dir():
+    if path.is_dir():
         raise UserError(f"{path} is a folder, not a .safetensors file; give the file in it")
-    return epath.Path(path).read_bytes()
+    return path

@@ -1,7 +1,5 @@
 """Distillation with the teacher's logits computed once, against the teacher run on the same views."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,11 +8,12 @@ from etils import epath
 
 from pujax.artifacts import Workdir
 from pujax.config import DistillConfig
+from pujax.data.batches import make_batches
 from pujax.data.transforms import fixed_views
 from pujax.kd_losses import kd_loss, kl_from_logits
 from pujax.networks import Preprocessing, abstract_network, init_network
 from pujax.sharding import make_mesh, replicate
-from pujax.student import ExtraTerm, cache_teacher_logits, make_batches, make_distill_loss
+from pujax.student import ExtraTerm, cache_teacher_logits, make_distill_loss
 
 DISTILL = DistillConfig(temperature=3.0, crop_padding=2, flip=True, cached_views=3)
 SEED = 5
@@ -101,10 +100,9 @@ def test_a_resumed_run_reads_the_logits_back(networks, tmp_path):
 
 
 def test_batches_keep_the_share_of_labelled_images():
-    distill = dataclasses.replace(DISTILL, batch_size=16, labelled_per_batch=6)
-    chunk = next(make_batches(distill, [10, 90], seed=2)(steps_per_call=12))
+    chunk = next(make_batches([10, 90], 16, share=6, seed=2)(steps_per_call=12))
     assert chunk["index"].shape == (12, 16)
     assert ((chunk["index"] < 10).sum(1) == 6).all()
     assert len(np.unique(chunk["index"][:, 6:])) == 90  # the mined images take turns
-    alone = next(make_batches(distill, [40], seed=2)(steps_per_call=1))  # nothing mined: all are labelled
+    alone = next(make_batches([40], 16, share=6, seed=2)(steps_per_call=1))  # nothing mined: all are labelled
     assert alone["index"].max() < 40

@@ -5,7 +5,7 @@ cost 3 to 25 times as much at these image sizes. Grain gives threads and prefetc
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import grain
@@ -117,6 +117,24 @@ def mixed_index_batches(
     positive = _Permutations(num_positive, num_positive_per_batch, (seed, 1), repeats)
     pool = _Permutations(num_pool, num_pool_per_batch, (seed, 2))
     return _iterate(((0, positive), (num_positive, pool)), first_step, steps_per_call, images)
+
+
+def make_batches(sizes: list[int], batch_size: int, *, share: int, seed: int) -> Callable[..., Chunks]:
+    """Return what makes batches of one or two sets: drawn uniformly, or `share` images of each batch from the first.
+
+    Args:
+        sizes: of the sets, which lie one after the other.
+        batch_size: global.
+        share: images of the first set in a batch; 0 draws uniformly, as a single set always is.
+        seed: of the permutations.
+
+    Returns:
+        `index_batches` or `mixed_index_batches`, to be called with their `first_step`, `steps_per_call` and `images`.
+    """
+    if share == 0 or len(sizes) == 1:
+        return functools.partial(index_batches, sum(sizes), batch_size, seed=seed)
+    shares = {"num_positive_per_batch": share, "num_pool_per_batch": batch_size - share}
+    return functools.partial(mixed_index_batches, *sizes, **shares, seed=seed)
 
 
 def _iterate(

@@ -183,12 +183,11 @@ def _walk(root: bytes, prefix: bytes, boundary: list[bytes], skipped: collection
         if boundary and name < boundary[0]:
             continue
         inside = boundary[1:] if boundary and name == boundary[0] else []
-        looks_like_image = _looks_like_image(name)
         if is_folder:
-            if looks_like_image and not inside:
+            if _looks_like_image(name) and not inside:
                 skipped[_FOLDERS] += 1
             yield from _walk(root, prefix + name + b"/", inside, skipped)
-        elif looks_like_image and not (boundary and name == boundary[0]):
+        elif not (boundary and name == boundary[0]):
             try:
                 status = os.stat(os.path.join(root, prefix + name))
             except OSError as error:
@@ -203,7 +202,7 @@ def _walk(root: bytes, prefix: bytes, boundary: list[bytes], skipped: collection
 
 
 def _names(folder: bytes) -> list[tuple[bytes, bool]]:
-    """Return (name, whether it is a folder) of a folder's entries, sorted; those that are neither are left out."""
+    """Return (name, whether it is a folder) of the folders and of what is named like an image in a folder, sorted."""
     with os.scandir(folder) as entries:
         found = [
             (entry.name, folder_)

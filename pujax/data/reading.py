@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pujax.artifacts import temporary_name
+from pujax.artifacts import replacing
 from pujax.data.sources import ImageSource
 from pujax.errors import UserError
+from pujax.sharding import barrier, is_main_process
 
 _BATCH = 4096  # images held in memory at a time
 
@@ -41,19 +42,26 @@ def write_images(path: Path, parts: list[tuple[ImageSource, np.ndarray]]) -> Non
     """
     if path.exists():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     first = read_or_fail(parts[0][0], parts[0][1][:1], path.name)
     shape = (sum(len(indices) for _, indices in parts), *first.shape[1:])
-    temporary = temporary_name(path)
-    try:
-        with open(temporary, "wb") as out:  # not mapped: a full disk would end the process by a signal
-            np.lib.format.write_array_header_1_0(out, {"descr": "|u1", "fortran_order": False, "shape": shape})
-            for source, indices in parts:
-                for start in range(0, len(indices), _BATCH):
-                    batch = read_or_fail(source, indices[start : start + _BATCH], "training set")
-                    out.write(np.ascontiguousarray(batch).data)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as target, target.open("wb") as out:  # not mapped: a full disk would end it by a signal
+        np.lib.format.write_array_header_1_0(out, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for source, indices in parts:
+            for start in range(0, len(indices), _BATCH):
+                batch = read_or_fail(source, indices[start : start + _BATCH], "training set")
+                out.write(np.ascontiguousarray(batch).data)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def training_images(path: Path, parts: list[tuple[ImageSource, np.ndarray]]) -> np.ndarray:
+    """Return what `write_images` writes, mapped; the main process writes it, at training resolution, once.
+
+    Args:
+        path: as for `write_images`.
+        parts: as for `write_images`.
+    """
+    if is_main_process():
+        write_images(path, parts)
+    barrier(f"images of {path.parent.name}")
+    return np.load(path, mmap_mode="r")

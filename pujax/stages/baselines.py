@@ -8,7 +8,6 @@ from pujax.data.sources import ImageSource
 from pujax.errors import UserError
 from pujax.job import Job
 from pujax.metrics import precision_and_recall
-from pujax.score_table import ScoreTable
 from pujax.selection import select
 from pujax.student import Parts, make_student
 
@@ -48,6 +47,5 @@ def training_parts(job: Job, name: str, budget: int) -> Parts:
         return [(labelled, np.tile(rows, -(-job.config.distill.batch_size // len(rows))))]
     if name == "true_positives":
         return [(labelled, rows), (pool, np.flatnonzero(pool.truth))]
-    table = ScoreTable(job.workdir.shards, len(pool), job.config.score.shard_size)
     options = {"threshold": 0.0, "class_prior": 0.0, "seed": job.config.seed}
-    return [(labelled, rows), (pool, select(name, table, budget=budget, **options))]
+    return [(labelled, rows), (pool, select(name, job.score_table(), budget=budget, **options))]

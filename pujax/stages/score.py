@@ -25,7 +25,7 @@ RESULTS_VERSION = 1
 def run(job: Job) -> dict[str, Any]:
     """Leave the score table and the list of unreadable images in the work directory; return the summary block."""
     config, pool = job.config.score, job.sources["pool"]
-    table = ScoreTable(job.workdir.shards, len(pool), config.shard_size)
+    table = job.score_table()
     images_per_second = score_pool(job, table)
     barrier("score")
     table.check()

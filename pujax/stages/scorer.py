@@ -15,8 +15,8 @@ from jax.experimental import multihost_utils
 
 from pujax.artifacts import save_arrays
 from pujax.config import FinetunedScorerConfig, given_class_prior
-from pujax.data.batches import index_batches, mixed_index_batches
-from pujax.data.reading import read_or_fail, reasons_of, write_images
+from pujax.data.batches import make_batches
+from pujax.data.reading import read_or_fail, reasons_of, training_images
 from pujax.data.sources import ImageSource
 from pujax.data.transforms import augment
 from pujax.data.unreadable import check_share, write_reasons
@@ -28,7 +28,7 @@ from pujax.pu.heads import fit_heads
 from pujax.pu.losses import PULoss, make_pu_loss
 from pujax.pu.prior import class_prior_block
 from pujax.pu.scorer import PUNet, extract_inputs, init_pu_net, make_pu_net
-from pujax.sharding import barrier, is_main_process, replicate
+from pujax.sharding import is_main_process, replicate
 from pujax.train import LossFn, fit
 from pujax.weights import save_weights
 
@@ -149,10 +149,7 @@ def _train_finetuned(job: Job, loss: PULoss, sample: np.ndarray) -> tuple[Any, d
     readable = sample[_check_readable(job, sample, reasons_of(pool, sample))]
     held_positives, positives = split_off(np.arange(len(labelled)), finetune.holdout, config.seed)
     held_pool, trained_pool = split_off(readable, finetune.holdout, config.seed)
-    if is_main_process():
-        write_images(unit.images, [(labelled, positives), (pool, trained_pool)])
-    barrier("scorer images")
-    images = np.load(unit.images, mmap_mode="r")
+    images = training_images(unit.images, [(labelled, positives), (pool, trained_pool)])
     net, rng = make_pu_net(finetune, teacher), jax.random.key(config.seed)
     init = jax.jit(functools.partial(init_pu_net, net, teacher))
     weights = fit(
@@ -161,7 +158,12 @@ def _train_finetuned(job: Job, loss: PULoss, sample: np.ndarray) -> tuple[Any, d
         init(teacher.variables, jax.random.fold_in(rng, 0)),
         images=images,
         columns={},
-        make_batches=_finetune_batches(finetune, len(positives), len(trained_pool), seed=config.seed),
+        make_batches=make_batches(
+            [len(positives), len(trained_pool)],
+            finetune.batch_size,
+            share=finetune.positives_per_batch,
+            seed=config.seed,
+        ),
         frozen={},
         rng=jax.random.fold_in(rng, 1),
         mesh=job.mesh,
@@ -193,20 +195,6 @@ def split_off(indices: np.ndarray, share: float, seed: int) -> tuple[np.ndarray,
     order = np.random.default_rng(seed).permutation(indices)
     count = min(max(round(share * len(indices)), 1), len(indices) - 1)
     return np.sort(order[:count]), np.sort(order[count:])
-
-
-def _finetune_batches(finetune: FinetunedScorerConfig, num_labelled: int, num_pool: int, *, seed: int) -> Any:
-    """Return what makes batches over labelled + pool images: fixed shares, or uniform as released."""
-    if finetune.positives_per_batch == 0:
-        return functools.partial(index_batches, num_labelled + num_pool, finetune.batch_size, seed=seed)
-    return functools.partial(
-        mixed_index_batches,
-        num_labelled,
-        num_pool,
-        num_positive_per_batch=finetune.positives_per_batch,
-        num_pool_per_batch=finetune.batch_size - finetune.positives_per_batch,
-        seed=seed,
-    )
 
 
 def make_finetune_loss(

@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 from pujax.artifacts import read_table
 from pujax.job import Job
 from pujax.metrics import precision_and_recall
-from pujax.score_table import ScoreTable, write_selection
+from pujax.score_table import write_selection
 from pujax.selection import select
 from pujax.sharding import barrier, is_main_process
 
@@ -17,7 +17,7 @@ RESULTS_VERSION = 1
 def run(job: Job, *, class_prior: float) -> dict[str, Any]:
     """Leave the chosen images' keys and scores in the work directory; return the summary block."""
     config, pool = job.config, job.sources["pool"]
-    table = ScoreTable(job.workdir.shards, len(pool), config.score.shard_size)
+    table = job.score_table()
     scored, _ = table.counts()
     chosen = select(
         config.select.rule,

@@ -12,7 +12,7 @@ from etils import epath
 from pujax.config import Config
 from pujax.data.batches import index_batches
 from pujax.data.embedded import embedded_path
-from pujax.data.reading import write_images
+from pujax.data.reading import training_images
 from pujax.data.transforms import augment
 from pujax.inference import accuracy, resolve_dtype
 from pujax.job import Job
@@ -26,7 +26,7 @@ from pujax.networks import (
     preprocessing_of,
     save_network,
 )
-from pujax.sharding import barrier, is_main_process
+from pujax.sharding import is_main_process
 from pujax.train import LossFn, fit
 
 RESULTS_VERSION = 1
@@ -70,10 +70,14 @@ def given_teacher(config: Config) -> Network | None:
 
 def abstract_teacher(config: Config) -> Network:
     """Return the teacher as given, or the one that is to be trained, without weights."""
-    return given_teacher(config) or abstract_network(
+    return given_teacher(config) or _untrained(config, class_names=None)
+
+
+def _untrained(config: Config, *, class_names: tuple[str, ...] | None) -> Network:
+    return abstract_network(
         config.teacher.model,
         num_classes=config.data.num_classes,
-        class_names=None,
+        class_names=class_names,
         preprocessing=preprocessing_of(config.data),
         dtype=resolve_dtype(config.compute_dtype),
     )
@@ -81,19 +85,9 @@ def abstract_teacher(config: Config) -> Network:
 
 def _train(job: Job) -> Network:
     config, source, unit = job.config, job.sources["full"], job.workdir.unit("teacher")
-    if is_main_process():
-        write_images(unit.images, [(source, np.arange(len(source)))])  # mapped: it may be larger than memory
-    barrier("teacher images")
-    images = np.load(unit.images, mmap_mode="r")
+    images = training_images(unit.images, [(source, np.arange(len(source)))])
     rng = jax.random.key(config.seed)
-    teacher = abstract_network(
-        config.teacher.model,
-        num_classes=config.data.num_classes,
-        class_names=source.class_names,
-        preprocessing=preprocessing_of(config.data),
-        dtype=resolve_dtype(config.compute_dtype),
-    )
-    teacher = init_network(teacher, jax.random.fold_in(rng, 0))
+    teacher = init_network(_untrained(config, class_names=source.class_names), jax.random.fold_in(rng, 0))
     variables = fit(
         config.teacher,
         _make_loss(teacher, crop_padding=config.teacher.crop_padding, flip=config.teacher.flip),
