@@ -1,1 +1,1 @@
-"""Measurements behind the README's tables: one script a claim, results as JSON lines in `results/`."""
+"""Measurements behind the tables of docs/: one script a claim, results as JSON lines in `results/`."""

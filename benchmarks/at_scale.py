@@ -29,7 +29,21 @@ from pujax.data.sources import open_source
 from pujax.score_table import ScoreTable
 from pujax.selection import RULES, select
 
-COLUMNS = {"top_k": "score", "teacher_confidence": "teacher_confidence"}  # rules that sorting one column checks
+
+def by_sorting(rule: str, columns: dict[str, np.ndarray], *, threshold: float, budget: int) -> np.ndarray | None:
+    """Return what a rule keeps of a table held in memory; None for rules that sorting does not check."""
+    score, classes = columns["score"], columns["teacher_class"]
+    if rule == "threshold":
+        return np.flatnonzero(score > threshold)
+    if rule == "class_balanced":  # all classes are large enough
+        share, more = divmod(budget, classes.max() + 1)
+        order = np.lexsort((-score, classes))
+        first = np.searchsorted(classes[order], classes[order])
+        return np.sort(order[np.arange(len(order)) - first < share + (classes[order] < more)])
+    if rule in ("prior", "top_k", "teacher_confidence"):
+        values = columns["teacher_confidence"] if rule == "teacher_confidence" else score
+        return np.sort(np.argsort(-values, kind="stable")[:budget])
+    return None
 
 
 def in_process(*arguments: object) -> dict:
@@ -38,10 +52,10 @@ def in_process(*arguments: object) -> dict:
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def finish(started: float, **found: object) -> None:
-    """Print seconds and the peak of resident memory of this process, as JSON."""
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({**found, "seconds": time.perf_counter() - started, "resident_mb": memory}))
+def spent(started: float) -> dict[str, float]:
+    """Return the seconds since a start, and the peak of this process's resident memory."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"seconds": time.perf_counter() - started, "resident_mb": peak}
 
 
 def make_pool(root: Path, count: int) -> None:
@@ -60,7 +74,7 @@ def open_pool(root: str, manifest: str) -> None:
     started = time.perf_counter()
     config = SourceConfig(kind="folder", path=root)
     source = open_source(config, DataConfig(), labelled=False, manifest=epath.Path(manifest))
-    finish(started, count=len(source), fingerprint=source.fingerprint)
+    print(json.dumps({"count": len(source), "fingerprint": source.fingerprint, **spent(started)}))
 
 
 def make_table(folder: str, rows: int, shards: int) -> ScoreTable:
@@ -85,11 +99,14 @@ def choose(folder: str, rows: int, shards: int, rule: str) -> None:
     started = time.perf_counter()
     table = ScoreTable(epath.Path(folder), rows, -(-rows // shards))
     chosen = select(rule, table, threshold=2.326, budget=rows // 100, class_prior=0.01, seed=0)
-    correct = None
-    if rows <= 1_000_000 and rule in COLUMNS:
-        values = np.concatenate([batch[COLUMNS[rule]] for batch in table.batches(COLUMNS[rule])])
-        correct = bool((chosen == np.sort(np.argsort(-values, kind="stable")[: rows // 100])).all())
-    finish(started, chosen=len(chosen), correct=correct)
+    cost, correct = spent(started), None
+    if rows <= 1_000_000:
+        names = ("score", "teacher_class", "teacher_confidence")
+        batches = list(table.batches(*names))
+        columns = {name: np.concatenate([batch[name] for batch in batches]) for name in names}
+        expected = by_sorting(rule, columns, threshold=2.326, budget=rows // 100)
+        correct = None if expected is None else np.array_equal(chosen, expected)
+    print(json.dumps({"chosen": len(chosen), "correct": correct, **cost}))
 
 
 def main() -> None:

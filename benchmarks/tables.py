@@ -42,6 +42,11 @@ def read(table: str) -> list[dict]:
     return read_file(RESULTS / f"{table}.jsonl")
 
 
+def newest(lines: list[dict]) -> list[dict]:
+    """Return the last line of each row and seed: older measurements stay in the files, and out of the tables."""
+    return list({(line["row"], line["seed"]): line for line in lines}.values())
+
+
 def mean_sd(values: list[float], scale: float = 100, digits: int = 1) -> str:
     """Return "mean +- sample standard deviation", or a dash."""
     values = [scale * value for value in values if value is not None]
@@ -58,6 +63,7 @@ def accuracy_table(lines: list[dict]) -> str:
     head = ("student trained on", "images", "test accuracy, %", "trainings", "precision, %", "recall, %", "scorer AUC",
             "class prior, %", "scorer, s")  # fmt: skip
     out = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    lines = newest(lines)
     rows = rows_of(lines)
     for row in sorted(rows, key=lambda row: np.mean([line["accuracy"] or 0 for line in lines if line["row"] == row])):
         own = [line for line in lines if line["row"] == row]

@@ -4,7 +4,7 @@
     python -m pujax.launch --config configs/embedded_teacher.py --stages=teacher
     cp runs/embedded_teacher/teacher/teacher.safetensors pujax/data/embedded/teacher_lenet5.safetensors
 
-Hardware: two CPU cores, about five minutes. Result: the accuracy of the teacher in the README's table.
+Hardware: two CPU cores, about five minutes. Result: the accuracy of the quickstart's teacher in docs/results.md.
 """
 
 from configs import quickstart

@@ -6,7 +6,7 @@ digits and rendered letters. The student is LeNet-5-half.
 
     python -m pujax.launch --config configs/quickstart.py
 
-Hardware: two CPU cores, no accelerator. Expected time and accuracy: see the table in the README.
+Hardware: two CPU cores, no accelerator. Expected time and accuracy: see docs/results.md.
 """
 
 from pujax.config import (
