@@ -42,11 +42,6 @@ def read(table: str) -> list[dict]:
     return read_file(RESULTS / f"{table}.jsonl")
 
 
-def newest(lines: list[dict]) -> list[dict]:
-    """Return the last line of each row and seed: older measurements stay in the files, and out of the tables."""
-    return list({(line["row"], line["seed"]): line for line in lines}.values())
-
-
 def mean_sd(values: list[float], scale: float = 100, digits: int = 1) -> str:
     """Return "mean +- sample standard deviation", or a dash."""
     values = [scale * value for value in values if value is not None]
@@ -185,7 +180,7 @@ def rows_of(lines: list[dict]) -> list[str]:
 def fill(text: str) -> str:
     """Return a page with every marked table made anew."""
     tables = {
-        "quickstart": accuracy_table(newest(read("quickstart"))),
+        "quickstart": accuracy_table(speed_tables.newest(read("quickstart"), "row", "seed")),
         "cifar10_100": accuracy_table(cifar10_lines(100, 3000)),
         "cifar10_100_short": accuracy_table(cifar10_lines(100, 1000)),
         "cifar10_eight_views": accuracy_table(cifar10_lines(100, 3000, "cpu_eight_views")),

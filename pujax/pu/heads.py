@@ -3,7 +3,7 @@
 Every head is trained on the examples outside its fold, so that each positive and each sampled pool image has a score
 from a head that did not see it: these held-out scores estimate the class prior and are all that is reported. The pool's
 score table holds the mean over all heads instead, of which those outside an image's fold saw it as unlabelled: for what
-that is worth see docs/method.md.
+that is worth see docs/results.md.
 
 An image's score is the logit of the head. Where the pool overlaps the classes in style but not in kind, two parts
 that need no training see what the head does not: `distance`, the relative Mahalanobis distance to the labelled
