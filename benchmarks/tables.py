@@ -4,17 +4,19 @@ python -m benchmarks.tables            # --check only compares
 """
 
 import argparse
-import collections
+import functools
 import re
 import sys
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks import speed_tables
 from benchmarks.charts import bar_chart
 from benchmarks.results_file import RESULTS
 from benchmarks.results_file import read as read_file
+from benchmarks.speed_tables import SPEED, at_scale_table, grouped, markdown, newest, with_chart
+from benchmarks.speed_tables import figures as speed_figures
 
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "docs" / "results.md", ROOT / "docs" / "benchmarks.md")
@@ -35,6 +37,14 @@ NAMES = {
     "class-balanced quota": "mined by pujax, equal quotas of the teacher's classes",
     "released": "released method, cut to the CPU",
 }
+CIFAR10 = {  # its tables: labelled images a class, updates of the student, networks
+    "cifar10_100": (100, 3000),
+    "cifar10_100_short": (100, 1000),
+    "cifar10_eight_views": (100, 3000, "cpu_eight_views"),
+    "cifar10_longer": (100, 6000, "cpu_eight_views"),
+    "cifar10_50": (50, 2000),
+    "cifar10_20": (20, 2000),
+}
 
 
 def read(table: str) -> list[dict]:
@@ -53,54 +63,42 @@ def mean_sd(values: list[float], scale: float = 100, digits: int = 1) -> str:
 
 def accuracy_table(lines: list[dict]) -> str:
     """Return Markdown: one line a training set, with what its scorer found; means over trainings."""
-    if not lines:
-        return "Not measured yet."
-    head = ("student trained on", "images", "test accuracy, %", "trainings", "precision, %", "recall, %", "scorer AUC",
-            "class prior, %", "scorer, s")  # fmt: skip
-    out = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    rows = rows_of(lines)
-    for row in sorted(rows, key=lambda row: np.mean([line["accuracy"] or 0 for line in lines if line["row"] == row])):
-        own = [line for line in lines if line["row"] == row]
+    head = "student trained on; images; test accuracy, %; trainings; precision, %; recall, %; scorer AUC; "
+    head += "class prior, %; scorer, s"
+    found = (("precision", 100, 1), ("recall", 100, 1), ("truth_auc", 1, 3), ("class_prior", 100, 1))
+    rows = []
+    by_row = grouped(lines, itemgetter("row"))
+    for row, own in sorted(by_row.items(), key=lambda item: np.mean([line["accuracy"] or 0 for line in item[1]])):
         # Older lines of mined rows hold the number of mined images alone; all tables have ten classes.
         images = [line.get("train_images") or line["selected"] + 10 * line.get("per_class", 10) for line in own]
-        cells = [NAMES.get(row, row), f"{np.mean(images):,.0f}", mean_sd([line["accuracy"] for line in own])]
-        cells += [str(len(own)), *(mean_sd([line.get(key) for line in own]) for key in ("precision", "recall"))]
-        cells += [mean_sd([line.get("truth_auc") for line in own], 1, 3)]
-        cells += [mean_sd([line.get("class_prior") for line in own])]
-        cells += [mean_sd([(line.get("seconds") or {}).get("scorer") for line in own], 1, 0)]
-        out.append("| " + " | ".join(cells) + " |")
+        rows.append([NAMES.get(row, row), f"{np.mean(images):,.0f}", mean_sd([line["accuracy"] for line in own])])
+        rows[-1] += [str(len(own)), *(mean_sd([line.get(key) for line in own], *form) for key, *form in found)]
+        rows[-1] += [mean_sd([(line.get("seconds") or {}).get("scorer") for line in own], 1, 0)]
     first = lines[0]
     versions = ", ".join(f"{name} {first['versions'][name]}" for name in ("jax", "flax", "python"))
     commits = ", ".join(dict.fromkeys(line["commit"] for line in lines))
     teachers = ", ".join(dict.fromkeys(f"{100 * line['teacher_accuracy']:.1f} %" for line in lines))
     priors = [line["true_prior"] for line in lines if line.get("true_prior")]
     updates = f"{first['student_steps']:,} updates. " if "student_steps" in first else ""
-    out.append(
-        f"\n{updates}Teacher {teachers}. True class prior {mean_sd(priors[:1])} %. "
+    return (
+        f"{markdown(head, rows, '---')}\n\n{updates}Teacher {teachers}. True class prior {mean_sd(priors[:1])} %. "
         f"Mean ± standard deviation over trainings, at the last step. {first['device_kind'].upper()}, {versions}, "
         f"commit {commits}."
     )
-    return "\n".join(out)
 
 
 def scorers_table(lines: list[dict]) -> str:
     """Return Markdown: AUC of every score by pool, and the share of the way from chance to the ceiling."""
-    if not lines:
-        return "Not measured yet."
-    pools = list(dict.fromkeys(map(_pool_of, lines)))
-    out = ["| score | " + " | ".join(pools) + " |"]
-    out.append("|---" * (len(pools) + 1) + "|")
-    aucs: dict[tuple, list[float]] = collections.defaultdict(list)
-    for line in lines:
-        aucs[line["row"], _pool_of(line)].append(line["auc"])
-    for row in sorted(rows_of(lines), key=lambda row: row == "ceiling"):
-        cells = []
+    pools = grouped(lines, _pool_of)
+    aucs = {key: [line["auc"] for line in own] for key, own in grouped(lines, _row_and_pool).items()}
+    rows = []
+    for row in sorted(grouped(lines, itemgetter("row")), key=lambda row: row == "ceiling"):
+        rows.append([row])
         for pool in pools:
-            values, ceiling = aucs[row, pool], aucs["ceiling", pool]
+            values, ceiling = aucs.get((row, pool), []), aucs.get(("ceiling", pool), [])
             way = f" ({100 * (np.mean(values) - 0.5) / (np.mean(ceiling) - 0.5):.0f} %)" if values and ceiling else ""
-            cells.append(mean_sd(values, 1, 3) + way)
-        out.append(f"| {row} | " + " | ".join(cells) + " |")
-    return "\n".join(out)
+            rows[-1].append(mean_sd(values, 1, 3) + way)
+    return markdown("; ".join(["score", *pools]), rows, "---")
 
 
 def _pool_of(line: dict) -> str:
@@ -109,61 +107,44 @@ def _pool_of(line: dict) -> str:
     return f"{line['table']}, {line['per_class']} a class{teacher}"
 
 
+def _row_and_pool(line: dict) -> tuple[str, str]:
+    return line["row"], _pool_of(line)
+
+
 def rates_table(lines: list[dict]) -> str:
     """Return Markdown: class prior, AUC, precision and recall by the true rate of positives."""
-    if not lines:
-        return "Not measured yet."
-    head = (
-        "true rate, %",
-        "estimate, %",
-        "largest error",
-        "interval covers",
-        "scorer AUC",
-        "precision, %",
-        "recall, %",
-    )
-    out = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for rate in sorted({line["rate"] for line in lines}):
-        own = [line for line in lines if line["rate"] == rate]
+    head = "true rate, %; estimate, %; largest error; interval covers; scorer AUC; precision, %; recall, %"
+    rows = []
+    for rate, own in sorted(grouped(lines, itemgetter("rate")).items()):
         covered = sum(line["class_prior_interval"][0] <= rate <= line["class_prior_interval"][1] for line in own)
         error = max(abs(line["class_prior"] - rate) for line in own)
         priors, aucs, precisions, recalls = (
             [line[key] for line in own] for key in ("class_prior", "truth_auc", "precision", "recall")
         )
-        cells = [f"{100 * rate:g}", mean_sd(priors, digits=2), f"{100 * error:.2f}", f"{covered} of {len(own)}"]
-        cells += [mean_sd(aucs, 1, 4), mean_sd(precisions), mean_sd(recalls)]
-        out.append("| " + " | ".join(cells) + " |")
-    return "\n".join(out)
-
-
-def speed_results() -> dict[str, list[dict]]:
-    """Return the lines of the tables of speed."""
-    return {name: read(name) for name in ("throughput", "input_pipeline", "job")}
-
-
-def accuracy_figures() -> dict[str, str]:
-    """Return SVG by file name: students of the CIFAR-10 table, and the scorer's AUC by the class prior it was given."""
-    charts = {}
-    if lines := cifar10_lines(100, 3000):
-        means = {row: np.mean([line["accuracy"] for line in lines if line["row"] == row]) for row in rows_of(lines)}
-        names = {row: NAMES.get(row, row).replace("**mined", "pujax: mined").replace("**", "") for row in means}
-        bars = [(names[row], mean, f"{100 * mean:.1f} %") for row, mean in means.items()]
-        charts["cifar10.svg"] = bar_chart(
-            f"CIFAR-10, students after {lines[0]['student_steps']:,} updates", [("test accuracy", bars)]
-        )
-    if lines := [line for line in read("scorers") if "prior 0." in line["row"]]:
-        groups = []
-        for pool in dict.fromkeys(map(_pool_of, lines)):
-            own = [line for line in lines if _pool_of(line) == pool]
-            means = {row: np.mean([line["auc"] for line in own if line["row"] == row]) for row in rows_of(own)}
-            groups.append((pool, [(row, mean, f"{mean:.4f}") for row, mean in means.items()]))
-        charts["class_prior.svg"] = bar_chart("AUC of the scorer by the class prior that it was given", groups)
-    return charts
+        rows.append([f"{100 * rate:g}", mean_sd(priors, digits=2), f"{100 * error:.2f}", f"{covered} of {len(own)}"])
+        rows[-1] += [mean_sd(aucs, 1, 4), mean_sd(precisions), mean_sd(recalls)]
+    return markdown(head, rows, "---")
 
 
 def figures() -> dict[str, str]:
-    """Return SVG by file name, for all that has been measured."""
-    return accuracy_figures() | speed_tables.figures(speed_results())
+    """Return SVG by file name, for all that has been measured: speed, students of CIFAR-10, AUC by the given prior."""
+    charts = speed_figures({name: read(name) for name in SPEED})
+    if lines := cifar10_lines(100, 3000):
+        names = {row: name.replace("**mined", "pujax: mined").replace("**", "") for row, name in NAMES.items()}
+        bars = {names.get(row, row): 100 * mean for row, mean in means(lines, "accuracy").items()}
+        title = f"CIFAR-10, students after {lines[0]['student_steps']:,} updates"
+        charts["cifar10.svg"] = bar_chart(title, [("test accuracy", bars)], "{:.1f} %")
+    if lines := [line for line in read("scorers") if "prior 0." in line["row"]]:
+        groups = [(pool, means(own, "auc")) for pool, own in grouped(lines, _pool_of).items()]
+        title = "AUC of the scorer by the class prior that it was given"
+        charts["class_prior.svg"] = bar_chart(title, groups, "{:.4f}")
+    return charts
+
+
+def means(lines: list[dict], key: str) -> dict[str, float]:
+    """Return the mean of a value for every row."""
+    by_row = grouped(lines, itemgetter("row"))
+    return {row: float(np.mean([line[key] for line in own])) for row, own in by_row.items()}
 
 
 def cifar10_lines(per_class: int, steps: int, networks: str = "cpu") -> list[dict]:
@@ -172,33 +153,18 @@ def cifar10_lines(per_class: int, steps: int, networks: str = "cpu") -> list[dic
     return [line for line in read("cifar10") if setting.items() <= line.items()]
 
 
-def rows_of(lines: list[dict]) -> list[str]:
-    """Return the rows of some lines, each once, in the order in which they appear."""
-    return list(dict.fromkeys(line["row"] for line in lines))
-
-
 def fill(text: str) -> str:
     """Return a page with every marked table made anew."""
-    tables = {
-        "quickstart": accuracy_table(speed_tables.newest(read("quickstart"), "row", "seed")),
-        "cifar10_100": accuracy_table(cifar10_lines(100, 3000)),
-        "cifar10_100_short": accuracy_table(cifar10_lines(100, 1000)),
-        "cifar10_eight_views": accuracy_table(cifar10_lines(100, 3000, "cpu_eight_views")),
-        "cifar10_longer": accuracy_table(cifar10_lines(100, 6000, "cpu_eight_views")),
-        "cifar10_50": accuracy_table(cifar10_lines(50, 2000)),
-        "cifar10_20": accuracy_table(cifar10_lines(20, 2000)),
-        "quickstart_changes": accuracy_table(read("quickstart_changes")),
-        "cifar10_changes": accuracy_table(read("cifar10_changes")),
-        "cached_logits": accuracy_table(read("cached_logits")),
-        "digits": accuracy_table(read("digits")),
-        "fashion": accuracy_table(read("fashion")),
-        "scorers": scorers_table(read("scorers")),
-        "rates": rates_table(read("rates")),
-        "digits_rates": rates_table(read("digits_rates")),
-        "at_scale": speed_tables.at_scale_table(read("at_scale")),
-        **speed_tables.tables(speed_results()),
-    }
-    for name, table in tables.items():
+    students = {name: cifar10_lines(*setting) for name, setting in CIFAR10.items()}
+    students |= {name: read(name) for name in ("quickstart_changes", "cifar10_changes", "cached_logits")}
+    students |= {name: read(name) for name in ("digits", "fashion")}
+    students["quickstart"] = newest(read("quickstart"), "row", "seed")
+    tables = {name: (accuracy_table, lines) for name, lines in students.items()}
+    tables |= {name: (rates_table, read(name)) for name in ("rates", "digits_rates")}
+    tables |= {name: (functools.partial(with_chart, name), read(name)) for name in SPEED}
+    tables |= {"scorers": (scorers_table, read("scorers")), "at_scale": (at_scale_table, read("at_scale"))}
+    for name, (make, lines) in tables.items():
+        table = make(lines) if lines else "Not measured yet."
         pattern = rf"(<!-- table:{name} -->\n).*?(<!-- end -->)"
         text = re.sub(pattern, lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text, flags=re.S)
     return text
