@@ -3,18 +3,14 @@
     python -m benchmarks.at_scale listing                    # 100,000 and 1,000,000 files, hard links of a few PNGs
     python -m benchmarks.at_scale selection                  # 100,000,000 rows in 100 shards, about 2 GB of disk
 
-Listing: the first open of the folder, which writes the manifest, and a second, each in a process of its own; resident
-memory is that process's peak, imports included. Selection: every rule in a process of its own, keeping 1 % of the
-rows; on a table of 1,000,000 rows the same rules are compared with sorting it whole.
-Lines are appended to `benchmarks/results/at_scale.jsonl`.
+Listing: the first open of the folder, which writes the manifest, and a second. Selection: every rule, keeping 1 % of
+the rows; of a table of 1,000,000 rows the same as by sorting it whole. Each is done in a process of its own; resident
+memory is that process's peak, imports included.
 """
 
-import argparse
 import json
 import os
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -23,7 +19,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from benchmarks.results_file import RESULTS, append
+from benchmarks.results_file import append, command_line, run_program
 from pujax.config import DataConfig, SourceConfig
 from pujax.data.sources import open_source
 from pujax.score_table import ScoreTable
@@ -44,12 +40,6 @@ def by_sorting(rule: str, columns: dict[str, np.ndarray], *, threshold: float, b
         values = columns["teacher_confidence"] if rule == "teacher_confidence" else score
         return np.sort(np.argsort(-values, kind="stable")[:budget])
     return None
-
-
-def in_process(*arguments: object) -> dict:
-    """Run a step of this program in a process of its own; return what it prints."""
-    command = [sys.executable, "-m", "benchmarks.at_scale", *map(str, arguments)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def spent(started: float) -> dict[str, float]:
@@ -111,12 +101,11 @@ def choose(folder: str, rows: int, shards: int, rule: str) -> None:
 
 def main() -> None:
     """Measure, or do one step of it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, "at_scale.jsonl")
     parser.add_argument("what", choices=("listing", "selection", "open_pool", "choose"))
     parser.add_argument("arguments", nargs="*", help="of a step")
     parser.add_argument("--files", type=int, nargs="+", default=[100_000, 1_000_000])
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 100_000_000])
-    parser.add_argument("--out", type=Path, default=RESULTS / "at_scale.jsonl")
     args = parser.parse_args()
     if args.what == "open_pool":
         return open_pool(*args.arguments)
@@ -133,7 +122,13 @@ def main() -> None:
                 steps = [("choose", folder, size, 100, rule) for rule in RULES if rule != "all"]
             for number, step in enumerate(steps):
                 name = ("first", "second")[number] if args.what == "listing" else step[-1]
-                line = {"what": args.what, "size": size, "step": name, **in_process(*step), "device": "cpu"}
+                line = {
+                    "what": args.what,
+                    "size": size,
+                    "step": name,
+                    **run_program("at_scale", *step),
+                    "device": "cpu",
+                }
                 print({key: line[key] for key in ("size", "step", "seconds", "resident_mb")}, flush=True)
                 append(args.out, line)
 

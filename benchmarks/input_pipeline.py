@@ -2,29 +2,25 @@
 
     python -m benchmarks.input_pipeline
 
-Training sets lie in memory as uint8 32x32x3, batches of 256, with and without crop and flip:
-  host        pujax's Grain iterator gathers the images on the host; augmentation is compiled, as inside the step
-  device      pujax's default for sets that fit: only indices come from the host, the rest is compiled
-  torch       the DataLoader asked for examples one by one, as it is mostly used; for lists of a batch (`__getitems__`);
-              and, with `batch_size=None` and a sampler that yields tensors, for nothing but the call of a gather. Each
-              with no, 1, 2, 4 and 8 workers, as far as there are cores; augmentation by a slice copy per image, which
-              is the fastest in NumPy. With a GPU, batches are pinned and copied to it.
-A batch counts when it is ready on the device. Bare `numpy` is the gather alone. Without augmentation the last of
-PyTorch's ways is bare NumPy as well, so on a CPU nothing can be twice as fast; ratios to each of the ways are given.
+Training sets lie in memory as uint8 32x32x3, batches of 256, with and without crop and flip. `host`: pujax's Grain
+iterator gathers on the host, augmentation is compiled. `device`: only indices come from the host, as by default for
+sets that fit. `torch`: the DataLoader asked for examples one by one, for lists of a batch (`__getitems__`), and for
+nothing but the call of a gather, with no, 1, 2, 4 and 8 workers; it augments by a slice copy per image, the fastest in
+NumPy. A batch counts when it is ready on the device. Bare `numpy` is the gather alone: on a CPU the limit.
 
-Files: an ArrayRecord dataset of 32x32 PNG, and JPEG of 375x500 decoded to 224x224: pujax's sources, a batch of 256 at a
-time and not one ahead; the DataLoader with workers, batches of 64, which it makes ahead; Pillow in one thread. All
-decode with the same function. `share_of_bare_decode` is pujax's rate over one thread's times the cores.
-Sides take turns, medians over rounds are reported. Appended to `benchmarks/results/input_pipeline.jsonl`.
+Files: an ArrayRecord dataset of 32x32 PNG, and JPEG of 375x500 decoded to 224x224: pujax's sources, 256 at a time and
+not ahead; the DataLoader, 64 at a time and ahead; Pillow in one thread. All decode with the same function.
+`share_of_bare_decode` is pujax's rate over one thread's times the cores.
 """
 
 import argparse
 import functools
 import io
+import itertools
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +30,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.results_file import RESULTS, append, machine_state
+from benchmarks.results_file import command_line, measured, rates_text, take_turns
 from pujax.config import DataConfig, SourceConfig
 from pujax.data.batches import index_batches
 from pujax.data.decode import decode
@@ -93,11 +89,8 @@ class TensorBatches:
     def __init__(self, size: int):
         self.size = size
 
-    def __len__(self) -> int:
-        return self.size // BATCH
-
     def __iter__(self) -> Iterator[torch.Tensor]:
-        return iter(torch.randperm(self.size)[: len(self) * BATCH].split(BATCH))
+        return iter(torch.randperm(self.size)[: self.size // BATCH * BATCH].split(BATCH))
 
 
 class Records(Dataset):
@@ -108,9 +101,6 @@ class Records(Dataset):
 
     def __len__(self) -> int:
         return len(self.source)
-
-    def __getitem__(self, row: int) -> torch.Tensor:
-        return self.__getitems__([row])[0]
 
     def __getitems__(self, rows: list[int]) -> list[torch.Tensor]:
         if isinstance(self.source, FolderSource):
@@ -146,17 +136,16 @@ def torch_array_feeds(images: np.ndarray, augmented: bool) -> dict[str, Feed]:
     """Return a feed for every way and number of workers."""
     whole = {"collate_fn": _as_it_is}
     common = {"batch_size": BATCH, "shuffle": True, "drop_last": True}
-    feeds = {}
-    for workers in worker_counts():
-        ways = {
-            "examples": load(Arrays(images, augmented), workers, **common),
-            "batches": load(ArrayBatches(images, augmented), workers, **common, **whole),
-            "gather": load(
-                ArrayGather(images, augmented), workers, batch_size=None, sampler=TensorBatches(len(images)), **whole
-            ),
-        }
-        feeds |= {f"torch, {way}, {workers} workers": torch_feed(loader) for way, loader in ways.items()}
-    return feeds
+    ways: dict[str, tuple[type[Arrays], dict[str, Any]]] = {
+        "examples": (Arrays, common),
+        "batches": (ArrayBatches, common | whole),
+        "gather": (ArrayGather, {"batch_size": None, "sampler": TensorBatches(len(images))} | whole),
+    }
+    return {
+        f"torch, {way}, {workers} workers": torch_feed(load(kind(images, augmented), workers, **options))
+        for workers in worker_counts()
+        for way, (kind, options) in ways.items()
+    }
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -197,16 +186,10 @@ def time_feed(feed: Feed, seconds: float) -> float:
     return count / (time.perf_counter() - started)
 
 
-def take_turns(feeds: dict[str, Feed], seconds: float, rounds: int) -> dict[str, float]:
-    """Return the median images per second of every feed, after a warm-up."""
-    for feed in feeds.values():
-        time_feed(feed, seconds / 2)
-    rates: dict[str, list[float]] = {name: [] for name in feeds}
-    for _ in range(rounds):
-        for name, feed in feeds.items():
-            time.sleep(0.5)  # the other side's workers finish what they read ahead
-            rates[name].append(time_feed(feed, seconds))
-    return {name: float(np.median(samples)) for name, samples in rates.items()}
+def rates_of(feeds: dict[str, Feed], seconds: float, rounds: int) -> dict[str, float]:
+    """Return the median images per second of every feed."""
+    sides = {name: functools.partial(time_feed, feed) for name, feed in feeds.items()}
+    return take_turns(sides, seconds, rounds, warm_up=seconds / 2, pause=0.5)[1]
 
 
 def best_of(rates: dict[str, float], prefix: str) -> float:
@@ -219,8 +202,9 @@ def measure_arrays(args: argparse.Namespace, augmented: bool) -> dict[str, Any]:
     images = np.random.default_rng(0).integers(0, 256, (args.images, 32, 32, 3), np.uint8)
     feeds = {"host": pujax_feed(images, augmented, False), "device": pujax_feed(images, augmented, True)}
     feeds |= torch_array_feeds(images, augmented) | ({} if augmented else {"numpy": numpy_feed(images)})
-    rates = take_turns(feeds, args.seconds, args.rounds)
+    rates = rates_of(feeds, args.seconds, args.rounds)
     line = {"case": "uint8 32x32" + (", crop and flip" if augmented else ""), "images_per_second": rates}
+    line["device"] = jax.devices()[0].device_kind
     for ours in ("host", "device"):
         line[f"{ours}_ratio"] = rates[ours] / best_of(rates, "torch")
         for way in ("examples", "batches", "gather"):
@@ -239,21 +223,26 @@ def measure_files(args: argparse.Namespace, kind: str) -> dict[str, Any]:
             loader = load(Records(source), workers, batch_size=FILES, drop_last=True)
             feeds[f"torch, {workers} workers"] = torch_feed(loader)
         # Longer, for the DataLoader begins each turn with batches that its workers made ahead.
-        rates = take_turns(feeds, 4 * args.seconds, args.rounds)
+        rates = rates_of(feeds, 4 * args.seconds, args.rounds)
         del feeds, loader  # ends the workers before their files go
     bare = rates["Pillow"] * len(os.sched_getaffinity(0))
     line = {"case": kind, "images_per_second": rates, "host_ratio": rates["pujax"] / best_of(rates, "torch")}
-    return line | {"share_of_bare_decode": rates["pujax"] / bare}
+    return line | {"share_of_bare_decode": rates["pujax"] / bare, "device": jax.devices()[0].device_kind}
 
 
 def _write_photos(folder: Path, count: int) -> SourceConfig:
+    """Write JPEGs of smooth noise, some 90 KB each, as photographs of this size have."""
     for i in range(count):
-        (folder / f"{i:04d}.jpg").write_bytes(_photo(i))
+        rng, scales = np.random.default_rng(i), (1, 4, 16, 64)
+        layers = [rng.normal(0, 12 * scale**0.5, (375 // scale + 1, 500 // scale + 1, 3)) for scale in scales]
+        grown = [layer.repeat(s, 0).repeat(s, 1)[:375, :500] for layer, s in zip(layers, scales)]
+        photo = _encoded((128 + sum(grown)).clip(0, 255).astype(np.uint8), "JPEG", quality=88)
+        (folder / f"{i:04d}.jpg").write_bytes(photo)
     return SourceConfig(kind="folder", path=str(folder))
 
 
 def _write_records(folder: Path, count: int) -> SourceConfig:
-    """Write a TFDS dataset of PNG images as ArrayRecord."""
+    """Write a TFDS dataset of PNG images of noise as ArrayRecord."""
     import tensorflow_datasets as tfds
 
     with tfds.core.registered.skip_registration():  # so that the files are opened as those of anyone
@@ -266,7 +255,8 @@ def _write_records(folder: Path, count: int) -> SourceConfig:
                 return tfds.core.DatasetInfo(builder=self, features=features)
 
             def _split_generators(self, manager: Any) -> dict[str, Any]:
-                return {"train": ((i, {"image": io.BytesIO(_icon(i))}) for i in range(count))}
+                noise = (np.random.default_rng(i).integers(0, 256, (32, 32, 3), np.uint8) for i in range(count))
+                return {"train": ((i, {"image": io.BytesIO(_encoded(x, "PNG"))}) for i, x in enumerate(noise))}
 
             def _generate_examples(self) -> None:
                 """Not used: the split is a generator itself."""
@@ -275,63 +265,35 @@ def _write_records(folder: Path, count: int) -> SourceConfig:
     return SourceConfig(kind="tfds", name="noise", path=str(folder))
 
 
-def _photo(seed: int) -> bytes:
-    """Return a JPEG of smooth noise, some 90 KB, as photographs of this size have."""
-    rng = np.random.default_rng(seed)
-    layers = [rng.normal(0, 12 * scale**0.5, (375 // scale + 1, 500 // scale + 1, 3)) for scale in (1, 4, 16, 64)]
-    grown = [layer.repeat(s, 0).repeat(s, 1)[:375, :500] for layer, s in zip(layers, (1, 4, 16, 64))]
+def _encoded(pixels: np.ndarray, kind: str, **options: Any) -> bytes:
     out = io.BytesIO()
-    Image.fromarray((128 + sum(grown)).clip(0, 255).astype(np.uint8)).save(out, "JPEG", quality=88)
-    return out.getvalue()
-
-
-def _icon(seed: int) -> bytes:
-    """Return a PNG of noise, 32x32."""
-    out = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (32, 32, 3), np.uint8)).save(out, "PNG")
+    Image.fromarray(pixels).save(out, kind, **options)
     return out.getvalue()
 
 
 def _source_feed(source: Any) -> Feed:
     size = min(BATCH, len(source))
-    for start in _cycle(range(0, len(source) - size + 1, size)):
+    for start in itertools.cycle(range(0, len(source) - size + 1, size)):
         yield len(source.read(np.arange(start, start + size))[0])
 
 
 def _loop_feed(source: Any) -> Feed:
     """Yield forever, decoding in one thread what `Records` decodes."""
     records = Records(source)
-    for start in _cycle(range(0, len(source) - FILES + 1, FILES)):
+    for start in itertools.cycle(range(0, len(source) - FILES + 1, FILES)):
         yield len(records.__getitems__(list(range(start, start + FILES))))
-
-
-def _cycle(items: Any) -> Iterator[Any]:
-    while True:
-        yield from items
 
 
 def main() -> None:
     """Measure every case and append the result lines."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=50_000)
-    parser.add_argument("--files", type=int, default=512)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of one sample")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=RESULTS / "input_pipeline.jsonl")
-    args = parser.parse_args()
+    options = {"images": 50_000, "files": 512, "seconds": (1.0, "of one sample"), "rounds": 5}
+    args = command_line(__doc__, "input_pipeline.jsonl", **options).parse_args()
     configure_backend()
-    cases: list[Callable[[], dict[str, Any]]] = [
-        functools.partial(measure_arrays, args, False),
-        functools.partial(measure_arrays, args, True),
-        functools.partial(measure_files, args, "ArrayRecord 32x32"),
-        functools.partial(measure_files, args, "JPEG 224"),
-    ]
+    cases = [functools.partial(measure_arrays, args, augmented) for augmented in (False, True)]
+    cases += [functools.partial(measure_files, args, kind) for kind in ("ArrayRecord 32x32", "JPEG 224")]
     for case in cases:
-        before = machine_state()
-        line = case() | {"device": jax.devices()[0].device_kind, "machine_before": before}
-        append(args.out, line | {"machine_after": machine_state()})
-        rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in line["images_per_second"].items())
-        print(f"{line['case']}: {rates} images/s", flush=True)
+        line = measured(args.out, case)
+        print(f"{line['case']}: {rates_text(line)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,12 @@
     python -m benchmarks.job --epochs 10        # PyTorch's scorer cut short: for trying the program, not for a result
 
 Both jobs are commands of their own on the CPU, timed from outside, imports and compilation included: pujax with an
-empty compilation cache ("cold") and again with a full one ("warm"), without the comparison students. Start-up is the
-time from the command to the first optimiser step of the student, the stages before it being done and the cache warm.
-The result, stages' times included, is appended to `benchmarks/results/job.jsonl`.
+empty compilation cache ("cold") and with a full one ("warm"), without the comparison students. Start-up is the time
+from the command to the student's first optimiser step, the earlier stages being done and the cache warm.
 """
 
 import argparse
+import functools
 import json
 import os
 import shutil
@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results_file import RESULTS, append, machine_state
+from benchmarks.results_file import command_line, measured, run_program
 
 LAUNCH = [sys.executable, "-m", "pujax.launch", "--config", "configs/quickstart.py", "--config.baselines="]
 
@@ -46,9 +46,8 @@ def start_up(workdir: Path, cache: Path) -> float:
     log = workdir / "metrics.jsonl"
     seen, started = len(log.read_text()), time.perf_counter()
     command = [*LAUNCH, "--workdir", str(workdir), "--config.run.log_every=1"]
-    with subprocess.Popen(
-        command, env=_environment(cache), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as job:
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, env=_environment(cache), **quiet) as job:
         while '"distill/loss"' not in log.read_text()[seen:]:
             if job.poll() is not None:
                 raise RuntimeError("the job ended before the student's first step")
@@ -62,37 +61,31 @@ def _environment(cache: Path) -> dict[str, str]:
     return {**os.environ, "XDG_CACHE_HOME": str(cache), "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 
 
-def main() -> None:
-    """Measure and append the result line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=170, help="of PyTorch's scorer")
-    parser.add_argument("--rounds", type=int, default=3, help="times that the warm job and the start-up are measured")
-    parser.add_argument("--out", type=Path, default=RESULTS / "job.jsonl")
-    args = parser.parse_args()
-    before = machine_state()
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the result line."""
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder) / "cache"
         cold = run_pujax(Path(folder) / "cold", cache)
         warm = [run_pujax(Path(folder) / f"warm{i}", cache) for i in range(args.rounds)]
         starts = [start_up(Path(folder) / f"warm{i}", cache) for i in range(args.rounds)]
     started = time.perf_counter()
-    command = [sys.executable, "-m", "benchmarks.torch_job", "--epochs", str(args.epochs)]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    released = json.loads(printed.splitlines()[-1]) | {"job_seconds": time.perf_counter() - started}
-    middle = sorted(warm, key=lambda line: line["job_seconds"])[args.rounds // 2]
-    line = {
+    released = run_program("torch_job", "--epochs", args.epochs) | {"job_seconds": time.perf_counter() - started}
+    return {
         "cold": cold,
-        "warm": middle,
+        "warm": sorted(warm, key=lambda line: line["job_seconds"])[args.rounds // 2],
         "warm_job_seconds": [entry["job_seconds"] for entry in warm],
         "start_up_seconds": starts,
         "released": released,
-        "scorer_ratio": released["scorer_seconds"] / cold["scorer_seconds"],
-        "job_ratio": released["job_seconds"] / cold["job_seconds"],
+        **{f"{part}_ratio": released[f"{part}_seconds"] / cold[f"{part}_seconds"] for part in ("scorer", "job")},
         "device": "cpu",
-        "machine_before": before,
-        "machine_after": machine_state(),
     }
-    print(json.dumps(append(args.out, line), indent=2))
+
+
+def main() -> None:
+    """Measure and append the result line."""
+    rounds = 3, "times that the warm job and the start-up are measured"
+    args = command_line(__doc__, "job.jsonl", epochs=(170, "of PyTorch's scorer"), rounds=rounds).parse_args()
+    print(json.dumps(measured(args.out, functools.partial(measure, args)), indent=2))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""Result files: one JSON line a measurement, with where it comes from; what is there is not measured again."""
+"""What the programs share: result files, one JSON line a measurement; command lines, other processes, turns."""
 
+import argparse
 import contextlib
 import datetime
 import importlib.metadata
@@ -7,8 +8,13 @@ import json
 import os
 import platform
 import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("jax", "flax", "optax", "numpy", "torch")
@@ -44,9 +50,8 @@ def provenance() -> dict[str, Any]:
 
 def commit() -> str:
     """Return the commit that is measured, marked when the tree differs from it."""
-    describe = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
-    done = subprocess.run(describe, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
-    return done.stdout.strip()
+    describe = ("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=10")
+    return output(*describe, check=False)
 
 
 def machine_state() -> dict[str, Any]:
@@ -60,7 +65,52 @@ def machine_state() -> dict[str, Any]:
         "mhz": [float(value) for key, value in named if key == "cpu MHz"],
     }
     fields = "name,clocks.sm,clocks.mem,power.draw,temperature.gpu,utilization.gpu"
-    query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
     with contextlib.suppress(OSError, subprocess.CalledProcessError):  # where there is none
-        state["gpu"] = subprocess.run(query, check=True, capture_output=True, text=True).stdout.strip()
+        state["gpu"] = output("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader")
     return state
+
+
+def measured(out: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Append the line that `measure` returns, with the machine's state before and after; return it."""
+    before = machine_state()
+    return append(out, measure() | {"machine_before": before, "machine_after": machine_state()})[0]
+
+
+def output(*command: str, check: bool = True) -> str:
+    """Return what a command prints."""
+    return subprocess.run(command, check=check, capture_output=True, text=True).stdout.strip()
+
+
+def run_program(name: str, *arguments: object) -> dict[str, Any]:
+    """Run another program of this folder in a process of its own; return the JSON of its last line."""
+    return json.loads(output(sys.executable, "-m", f"benchmarks.{name}", *map(str, arguments)).splitlines()[-1])
+
+
+def command_line(doc: str, out: str = "", **options: Any) -> argparse.ArgumentParser:
+    """Return a parser with --out, a file of `RESULTS` by default, and other options: a default, or (default, help)."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if out:
+        parser.add_argument("--out", type=Path, default=RESULTS / out)
+    for name, option in options.items():
+        default, text = option if isinstance(option, tuple) else (option, None)
+        parser.add_argument(f"--{name}", type=type(default), default=default, help=text)
+    return parser
+
+
+def take_turns(
+    sides: dict[str, Callable[[float], float]], seconds: float, rounds: int, *, warm_up: float, pause: float = 0.0
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Return (samples, medians) of the rates of every side; a side takes seconds and returns its rate over them."""
+    for side in sides.values():
+        side(warm_up)
+    samples: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, side in sides.items():
+            time.sleep(pause)  # the other side's workers finish what they read ahead
+            samples[name].append(side(seconds))
+    return samples, {name: float(np.median(values)) for name, values in samples.items()}
+
+
+def rates_text(line: dict[str, Any]) -> str:
+    """Return the rates of a line in words."""
+    return ", ".join(f"{name} {rate:,.0f}" for name, rate in line["images_per_second"].items()) + " images/s"

@@ -7,7 +7,6 @@ released code: images lie in memory and are cut into batches as one tensor, the 
 quarter of the released one (more updates), and it is told how many images to keep.
 """
 
-import argparse
 import json
 import time
 
@@ -16,6 +15,7 @@ import torch
 from safetensors.numpy import load_file
 from torch import nn
 
+from benchmarks.results_file import command_line
 from configs import quickstart
 from pujax.data.embedded import embedded_path
 from pujax.data.reading import read_or_fail
@@ -101,11 +101,8 @@ def distil(teacher: nn.Module, images: torch.Tensor, steps: int, batch_size: int
 
 def main() -> None:
     """Run the job and print one JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=170, help="of the scorer")
-    parser.add_argument("--batch_size", type=int, default=1024, help="of the scorer")
-    parser.add_argument("--prior", type=float, default=0.05)
-    args = parser.parse_args()
+    options = {"epochs": (170, "of the scorer"), "batch_size": (1024, "of the scorer"), "prior": 0.05}
+    args = command_line(__doc__, **options).parse_args()
     torch.manual_seed(0)
     config, started = quickstart.get_config(), time.perf_counter()
     (labelled, _), (pool, _), (test, labels) = (tensors(config, part) for part in ("labelled", "pool", "test"))
