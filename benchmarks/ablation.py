@@ -1,17 +1,13 @@
 """Accuracy tables: the default against the released method and honest baselines, over seeds.
 
     python -m benchmarks.ablation --table quickstart
-    python -m benchmarks.ablation --table rates --data raw      # raw: see tools/build_embedded_data.py --raw_out
-    python -m benchmarks.ablation --table digits_rates --data raw
-    python -m benchmarks.ablation --table digits --data raw     # MNIST, 100 labelled a class, pool with letters
-    python -m benchmarks.ablation --table fashion --data raw    # Fashion-MNIST, 100 a class, the same pool of letters
-    python -m benchmarks.ablation --table cifar10 --data raw    # raw: see tools/pack_cifar10.py
-    python -m benchmarks.ablation --table cifar10 --data raw --networks paper    # see NETWORKS
+    python -m benchmarks.ablation --table fashion --data raw    # raw: see tools/build_embedded_data.py --raw_out
+    python -m benchmarks.ablation --table cifar10 --data raw --networks paper    # see tools/pack_cifar10.py, NETWORKS
     python -m benchmarks.ablation --table cifar10 --data raw --changes           # see CHANGES
 
 Every student of a table has the same network, recipe and number of updates, and the mined ones and their baselines
-the same budget; accuracy is that of the last step, on test images that no choice of the run has seen. Results are
-appended to `benchmarks/results/<table>.jsonl`; rows that are there are not run again, so a stopped table continues.
+the same budget; accuracy is that of the last step, on test images that no choice of the run has seen. Rows that
+`benchmarks/results/<table>.jsonl` holds are not run again, so a stopped table continues.
 """
 
 import argparse
@@ -24,28 +20,32 @@ from typing import Any
 import numpy as np
 
 from benchmarks import rivals
-from benchmarks.results_file import RESULTS, append, is_there
+from benchmarks.results_file import RESULTS, append, command_line, is_there
 from benchmarks.rivals import RELEASED_DISTILLATION, RELEASED_SCORER
 from configs import cifar10, quickstart
 from pujax import artifacts, pipeline
-from pujax.config import Config, SourceConfig, resolve
+from pujax.config import BASELINES, Config, SourceConfig, resolve
 from pujax.data.sources import open_source
 from pujax.sharding import configure_backend
 
 RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
 STAGES_OF_RATES = ("teacher", "scorer", "score", "select")  # no students: the question is what is found
 
+
+def _cut(class_prior: str, num_steps: int) -> dict[str, Any]:
+    steps = {"scorer.finetune.num_steps": num_steps, "scorer.finetune.batch_size": 1024}
+    return {"scorer.class_prior": class_prior, **steps}
+
+
 # How the released method is cut to the CPU, and what it is told.
 RELEASED_CUT: dict[str, dict[str, Any]] = {
     "rates": {},
     "digits_rates": {},
-    "quickstart": {"scorer.class_prior": "0.05", "scorer.finetune.num_steps": 200, "scorer.finetune.batch_size": 1024},
-    "digits": {"scorer.class_prior": "0.0833", "scorer.finetune.num_steps": 400, "scorer.finetune.batch_size": 1024},
-    "fashion": {"scorer.class_prior": "0.0833", "scorer.finetune.num_steps": 400, "scorer.finetune.batch_size": 1024},
+    "quickstart": _cut("0.05", 200),
+    "digits": _cut("0.0833", 400),
+    "fashion": _cut("0.0833", 400),
     "cifar10": {
-        "scorer.class_prior": "0.21",  # as released; at the true one, 0.1, the estimator collapses
-        "scorer.finetune.num_steps": 100,
-        "scorer.finetune.batch_size": 1024,
+        **_cut("0.21", 100),  # as released; at the true one, 0.1, the estimator collapses
         "scorer.finetune.flip": True,
         "scorer.finetune.crop_padding": 4,
         "select.rule": "top_k",
@@ -112,27 +112,18 @@ def set_options(config: Config, options: dict[str, Any]) -> Config:
     return config
 
 
-def quickstart_config(seed: int) -> Config:
-    """Return the quickstart with every baseline."""
-    baselines = ("labelled_only", "random", "teacher_confidence", "all", "true_positives")
-    return set_options(quickstart.get_config(), {"seed": seed, "baselines": baselines})
+def arrays(**paths: Path) -> dict[str, SourceConfig]:
+    """Return the options that read parts of the data from files of arrays."""
+    return {f"data.{part}": SourceConfig(kind="array", path=str(path)) for part, path in paths.items()}
 
 
 def rate_config(seed: int, data: Path, rate: float) -> Config:
     """Return the quickstart on fresh draws of the labelled images and of a pool with positives at `rate`."""
-    labelled, pool = data / f"labelled_{seed}.npz", data / f"pool_{rate:g}_{seed}.npz"
-    if not pool.exists():
-        positives = round(rate * 30_000)
-        digits = (30_000 - positives) // 2
-        counts = {"mnist_train": digits, "letters": 30_000 - positives - digits}
-        _write_draw(labelled, pool, data, seed, "fashion_train", 10, positives, counts)
-    options = {
-        "seed": seed,
-        "baselines": (),
-        "data.labelled": SourceConfig(kind="array", path=str(labelled)),
-        "data.pool": SourceConfig(kind="array", path=str(pool)),
-    }
-    return set_options(quickstart.get_config(), options)
+    positives = round(rate * 30_000)
+    digits = (30_000 - positives) // 2
+    counts = {"fashion_train": positives, "mnist_train": digits, "letters": 30_000 - positives - digits}
+    options = drawn(data / f"labelled_{seed}.npz", data / f"pool_{rate:g}_{seed}.npz", seed, 10, counts)
+    return set_options(quickstart.get_config(), options | {"seed": seed, "baselines": ()})
 
 
 def whole_config(table: str, seed: int, data: Path, workdir: Path, rate: float = 1 / 12) -> Config:
@@ -142,20 +133,12 @@ def whole_config(table: str, seed: int, data: Path, workdir: Path, rate: float =
     twelfth 5,000, 30,000 and 25,000.
     """
     target, other = ("mnist", "fashion") if table == "digits" else ("fashion", "mnist")
-    labelled, pool = data / f"{table}_labelled_{rate:g}_{seed}.npz", data / f"{table}_pool_{rate:g}_{seed}.npz"
-    if not pool.exists():
-        positives = round(60_000 * rate)
-        letters = round((60_000 - positives) * 6 / 11)
-        counts = {"letters": letters, f"{other}_train": 60_000 - positives - letters}
-        _write_draw(labelled, pool, data, seed, f"{target}_train", 100, positives, counts)
-    baselines = ("labelled_only", "random", "teacher_confidence", "all", "true_positives", "full_data")
-    options = {
-        "data.labelled": SourceConfig(kind="array", path=str(labelled)),
-        "data.full": SourceConfig(kind="array", path=str(data / f"{target}_train.npz")),
-        "data.test": SourceConfig(kind="array", path=str(data / f"{target}_test.npz")),
-        "data.pool": SourceConfig(kind="array", path=str(pool)),
-        "baselines": baselines,
-    }
+    positives = round(60_000 * rate)
+    letters = round((60_000 - positives) * 6 / 11)
+    counts = {f"{target}_train": positives, "letters": letters, f"{other}_train": 60_000 - positives - letters}
+    labelled, pool = (data / f"{table}_{part}_{rate:g}_{seed}.npz" for part in ("labelled", "pool"))
+    options = drawn(labelled, pool, seed, 100, counts) | {"baselines": BASELINES}
+    options |= arrays(full=data / f"{target}_train.npz", test=data / f"{target}_test.npz")
     if table == "fashion":
         return set_options(quickstart.get_config(), options | {"seed": seed})
     options |= {
@@ -168,35 +151,29 @@ def whole_config(table: str, seed: int, data: Path, workdir: Path, rate: float =
         "teacher.warmup_steps": 200,
         "teacher.crop_padding": 2,
     }
-    config = set_options(quickstart.get_config(), options)
-    return set_options(config, {"seed": seed, "teacher.weights": trained_teacher(config, workdir / "digits-teacher")})
+    return with_teacher(set_options(quickstart.get_config(), options), seed, workdir / "digits-teacher")
 
 
-def trained_teacher(config: Config, workdir: Path) -> str:
-    """Return the weights file of the teacher that the config describes, trained once for all rows and seeds."""
+def with_teacher(config: Config, seed: int, workdir: Path) -> Config:
+    """Return the config with a seed and the weights of its teacher, which is trained once for all rows and seeds."""
     pipeline.run(resolve(config), workdir, ("teacher",))
-    return str(workdir / "teacher" / "teacher.safetensors")
+    return set_options(config, {"seed": seed, "teacher.weights": str(workdir / "teacher" / "teacher.safetensors")})
 
 
-def _write_draw(
-    labelled_path: Path,
-    pool_path: Path,
-    data: Path,
-    seed: int,
-    target: str,
-    per_class: int,
-    positives: int,
-    others: dict[str, int],
-) -> None:
-    """Draw `per_class` labelled images of `target` a class, and a pool of `positives` more and of `others`."""
-    rng = np.random.default_rng(seed)
-    arrays = {name: np.load(data / f"{name}.npz") for name in (target, *others)}
-    images, labelled = arrays[target]["images"], _write_labelled(labelled_path, arrays[target], rng, per_class)
-    sets = (np.delete(images, labelled, axis=0), *(arrays[name]["images"] for name in others))
-    counts = (positives, *others.values())
-    pool = np.concatenate([own[rng.choice(len(own), count, replace=False)] for own, count in zip(sets, counts)])
-    order = rng.permutation(len(pool))
-    np.savez(pool_path, images=pool[order], truth=(np.arange(len(pool)) < positives)[order])
+def drawn(labelled: Path, pool: Path, seed: int, per_class: int, counts: dict[str, int]) -> dict[str, SourceConfig]:
+    """Return options that read `per_class` labelled images a class and a pool of `counts` images of each data set.
+
+    Labelled images and positives are those of the first data set. Files that are not there are written.
+    """
+    if not pool.exists():
+        rng = np.random.default_rng(seed)
+        first, *others = (np.load(pool.parent / f"{name}.npz") for name in counts)
+        unlabelled = np.delete(first["images"], _write_labelled(labelled, first, rng, per_class), axis=0)
+        sets = zip([unlabelled, *(other["images"] for other in others)], counts.values())
+        images = np.concatenate([own[rng.choice(len(own), count, replace=False)] for own, count in sets])
+        order, positives = rng.permutation(len(images)), next(iter(counts.values()))
+        np.savez(pool, images=images[order], truth=(np.arange(len(images)) < positives)[order])
+    return arrays(labelled=labelled, pool=pool)
 
 
 def _write_labelled(path: Path, arrays: Any, rng: np.random.Generator, per_class: int) -> np.ndarray:
@@ -213,53 +190,15 @@ def cifar_config(seed: int, data: Path, workdir: Path, per_class: int, steps: in
     if not labelled.exists():
         _write_labelled(labelled, np.load(data / "cifar_train.npz"), np.random.default_rng(seed), per_class)
     options: dict[str, Any] = {
-        "data.labelled": SourceConfig(kind="array", path=str(labelled)),
-        "data.full": SourceConfig(kind="array", path=str(data / "cifar_train.npz")),
-        "data.test": SourceConfig(kind="array", path=str(data / "cifar_test.npz")),
-        "data.pool": SourceConfig(kind="array", path=str(data / "in_pool.npz")),
+        **arrays(labelled=labelled, pool=data / "in_pool.npz"),
+        **arrays(full=data / "cifar_train.npz", test=data / "cifar_test.npz"),
         "run.inference_batch_size": 1000,
         "select.budget": 20_000,
         "distill.num_steps": steps,
-        "baselines": ("labelled_only", "random", "teacher_confidence", "true_positives", "full_data"),
+        "baselines": tuple(name for name in BASELINES if name != "all"),
     }
     config = set_options(cifar10.get_config(), options | NETWORKS[networks])
-    weights = trained_teacher(config, workdir / f"cifar10-teacher-{config.teacher.model}")
-    return set_options(config, {"seed": seed, "teacher.weights": weights})
-
-
-def run_row(config: Config, workdir: Path, stages: tuple[str, ...] = pipeline.STAGES) -> dict[str, Any]:
-    """Run one job; return its summary with the pool's true class prior."""
-    config = resolve(config)
-    summary = pipeline.run(config, workdir, stages)
-    pool = open_source(config.data.pool, config.data, labelled=False)
-    summary["true_prior"] = float(pool.truth.mean())
-    return summary
-
-
-# Keys of a line that belong to its own row, not to the table's setting.
-_OWN = frozenset(
-    ("row", "accuracy", "class_prior", "class_prior_interval", "class_prior_second", "truth_auc", "held_out_auc",
-     "steps", "selected", "precision", "recall", "seconds", "train_images")
-)  # fmt: skip
-
-
-def result_lines(table: str, row: str, seed: int, summary: dict[str, Any], setting: dict[str, Any]) -> list[dict]:
-    """Return the JSON lines of one job: its own row and one for each baseline."""
-    scorer, mining = summary["scorer"], summary["mining"]
-    common = {"table": table, **setting, "seed": seed, "device_kind": summary["run"]["device_kind"]}
-    line = {"row": row, "accuracy": summary.get("student", {}).get("accuracy"), "true_prior": summary["true_prior"]}
-    line |= {
-        key: scorer.get(key)
-        for key in ("class_prior", "class_prior_interval", "class_prior_second", "truth_auc", "held_out_auc", "steps")
-    }
-    line |= {key: mining[key] for key in ("selected", "precision", "recall")}
-    line["train_images"] = summary.get("student", {}).get("train_images")
-    line["seconds"] = {key: summary[key]["seconds"] for key in ("scorer", "mining", "student") if key in summary}
-    others = [
-        {"row": name, **block, "seconds": {"student": block["seconds"]}}
-        for name, block in summary.get("baselines", {}).items()
-    ]
-    return [{**common, **entry, "teacher_accuracy": summary["teacher"]["accuracy"]} for entry in (line, *others)]
+    return with_teacher(config, seed, workdir / f"cifar10-teacher-{config.teacher.model}")
 
 
 def table_config(
@@ -267,7 +206,7 @@ def table_config(
 ) -> Config:
     """Return pujax's own row of a table of students."""
     if table == "quickstart":
-        return quickstart_config(seed)
+        return set_options(quickstart.get_config(), {"seed": seed, "baselines": BASELINES[:-1]})  # it has no full data
     if table == "cifar10":
         return cifar_config(seed, data, workdir, per_class, steps, networks)
     return whole_config(table, seed, data, workdir)
@@ -291,13 +230,14 @@ class Job:
 
 def jobs(args: argparse.Namespace) -> list[Job]:
     """Return every job of the table, seed after seed, the most telling first."""
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
     if args.table in ("rates", "digits_rates"):
         make_config = functools.partial(rate_config, data=args.data)
         if args.table == "digits_rates":
             make_config = functools.partial(whole_config, "digits", data=args.data, workdir=args.workdir)
         return [
             Job("pujax", seed, {"rate": rate}, functools.partial(make_config, seed=seed, rate=rate), STAGES_OF_RATES)
-            for seed in range(args.first_seed, args.first_seed + args.seeds)
+            for seed in seeds
             for rate in RATES
         ]
     setting, options = {}, {}
@@ -306,8 +246,8 @@ def jobs(args: argparse.Namespace) -> list[Job]:
         setting = {"per_class": args.per_class, "student_steps": args.steps, "networks": args.networks}
     released_scorer = RELEASED_SCORER | RELEASED_CUT[args.table]
     if args.changes:
-        rows = {"pujax": {}, "released scorer": released_scorer, **CHANGES}
-        rows = {row: changes | {"baselines": ()} for row, changes in rows.items()}
+        changes = {"pujax": {}, "released scorer": released_scorer, **CHANGES}
+        rows = {row: options_of_row | {"baselines": ()} for row, options_of_row in changes.items()}
     else:
         rows = {"pujax": {}, "released": released_scorer | RELEASED_DISTILLATION | {"baselines": ()}}
 
@@ -319,42 +259,54 @@ def jobs(args: argparse.Namespace) -> list[Job]:
 
     return [
         Job(row, seed, setting, functools.partial(make, seed, changes))
-        for seed in range(args.first_seed, args.first_seed + args.seeds)
+        for seed in seeds
         for row, changes in rows.items()
         if not args.rows or row in args.rows
     ]
 
 
 def run_job(job: Job, table: str, workdir: Path, extra_rows: bool) -> list[dict]:
-    """Run a job; return its result lines."""
-    config = job.make_config()
-    lines = result_lines(table, job.row, job.seed, run_row(config, workdir, job.stages), job.setting)
+    """Run a job; return its result lines: its own row, one for each baseline and, as extra rows, for each rival."""
+    config = resolve(job.make_config())
+    summary = pipeline.run(config, workdir, job.stages)
+    accuracy, student = summary["teacher"]["accuracy"], summary.get("student", {})
+    common = {"table": table, **job.setting, "seed": job.seed, "device_kind": summary["run"]["device_kind"]}
+    pool = {"true_prior": float(open_source(config.data.pool, config.data, labelled=False).truth.mean())}
+    line = {"row": job.row, "accuracy": student.get("accuracy"), **pool}
+    found = ("class_prior", "class_prior_interval", "class_prior_second", "truth_auc", "held_out_auc", "steps")
+    line |= {key: summary["scorer"].get(key) for key in found}
+    line |= {key: summary["mining"][key] for key in ("selected", "precision", "recall")}
+    line["train_images"] = student.get("train_images")
+    line["seconds"] = {key: summary[key]["seconds"] for key in ("scorer", "mining", "student") if key in summary}
+    lines = [line]
+    for name, block in summary.get("baselines", {}).items():
+        lines.append({"row": name, **block, "seconds": {"student": block["seconds"]}})
     if extra_rows:
-        common = {key: lines[0][key] for key in lines[0].keys() - _OWN}
-        with pipeline.opened(resolve(config), artifacts.open_workdir(workdir), pipeline.STAGES) as (opened, _):
-            accuracy = lines[0]["teacher_accuracy"]
-            lines += [common | rivals.run(opened, name, teacher_accuracy=accuracy) for name in rivals.RIVALS]
-    return lines
+        with pipeline.opened(config, artifacts.open_workdir(workdir), pipeline.STAGES) as (opened, _):
+            lines += [pool | rivals.run(opened, name, teacher_accuracy=accuracy) for name in rivals.RIVALS]
+    return [{**common, **line, "teacher_accuracy": accuracy} for line in lines]
+
+
+def table_command_line(doc: str, tables: tuple[str, ...], out: str = "") -> argparse.ArgumentParser:
+    """Return a parser with the options of the programs that fill a table over seeds."""
+    data = Path("raw"), "folder of the arrays that the table needs"
+    options = {"data": data, "seeds": 3, "per_class": (100, "cifar10: labelled images a class")}
+    parser = command_line(doc, out, **options, workdir=Path("runs/ablation"))
+    parser.add_argument("--table", choices=tables, required=True)
+    parser.add_argument("--networks", choices=tuple(NETWORKS), default="cpu", help="cifar10: networks and recipe")
+    parser.add_argument("--rows", nargs="*", help="only these of the table")
+    return parser
 
 
 def main() -> None:
     """Run the jobs of a table that have no result yet."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", choices=tuple(RELEASED_CUT), required=True)
-    parser.add_argument("--data", type=Path, default=Path("raw"), help="folder of the arrays that the table needs")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser = table_command_line(__doc__, tuple(RELEASED_CUT))
     parser.add_argument("--first_seed", type=int, default=0)
-    parser.add_argument("--per_class", type=int, default=100, help="cifar10: labelled images a class")
     parser.add_argument("--steps", type=int, default=3000, help="cifar10: updates of every student")
-    parser.add_argument("--networks", choices=tuple(NETWORKS), default="cpu",
-                        help="cifar10: teacher, student and recipe")  # fmt: skip
-    parser.add_argument("--changes", action="store_true",
-                        help="instead, pujax and the rows that change one thing each, without baselines")  # fmt: skip
-    parser.add_argument("--rows", nargs="*", help="only these of the table")
+    parser.add_argument("--changes", action="store_true", help="instead, pujax and CHANGES, without baselines")
     parser.add_argument("--baselines", nargs="*", help="instead of the table's own")
-    parser.add_argument("--others", action=argparse.BooleanOptionalAction, default=True,
-                        help="nearest neighbours, and other methods as published")  # fmt: skip
-    parser.add_argument("--workdir", type=Path, default=Path("runs/ablation"))
+    others = "nearest neighbours, and other methods as published"
+    parser.add_argument("--others", action=argparse.BooleanOptionalAction, default=True, help=others)
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/<table>[_changes].jsonl")
     args = parser.parse_args()
     configure_backend()

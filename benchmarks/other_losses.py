@@ -13,15 +13,6 @@ from pujax.student import ExtraTerm
 def upu_risk(pu_logits: jax.Array, labelled: jax.Array, *, class_prior: float, surrogate: str) -> Risk:
     """Return the unbiased PU risk, pi R_p^+ + (R_u^- - pi R_p^-), which a flexible model drives below zero.
 
-    Args:
-        pu_logits: [B] floats.
-        labelled: [B] bool, True for positives.
-        class_prior: pi, share of positives among the unlabelled.
-        surrogate: "sigmoid" or "logistic".
-
-    Returns:
-        (risk [], metrics).
-
     Reference: du Plessis et al., "Convex formulation for learning from positive and unlabeled data", ICML 2015.
     """
     positive, positive_as_negative, unlabelled = mean_losses(pu_logits, labelled, surrogate)
@@ -71,19 +62,10 @@ def any_pu_loss(name: str, *, class_prior: float | None, **options: Any) -> PULo
 def noise_adapted_nll(
     student_logits: jax.Array, teacher_class: jax.Array, adaptation: jax.Array, diagonal: float
 ) -> jax.Array:
-    """Return the cross-entropy with the teacher's possibly wrong classes, through a learned confusion matrix.
+    """Return the cross-entropy [B] with the teacher's possibly wrong classes, through a learned confusion matrix M.
 
-    -log sum_k softmax(student_logits)_k M_{k, teacher_class}, where M_kk = `diagonal` and the rest of a row is shared
-    out by a softmax over the other classes.
-
-    Args:
-        student_logits: [B, K].
-        teacher_class: int [B], the teacher's argmax.
-        adaptation: [K, K], learned; its diagonal is not used.
-        diagonal: share of the teacher's classes that are right, in (0, 1).
-
-    Returns:
-        float32 [B].
+    -log sum_k softmax(student_logits)_k M_{k, teacher_class}, where M_kk = `diagonal`, the share of the teacher's
+    classes that are right, and the rest of a row is shared out by a softmax of `adaptation` over the other classes.
 
     Reference: Chen et al., "Learning student networks in the wild", CVPR 2021 (DFND).
     """
@@ -95,12 +77,7 @@ def noise_adapted_nll(
 
 
 def noise_adaptation(num_classes: int, diagonal: float) -> ExtraTerm:
-    """Return DFND's term: the student must agree with the teacher's classes through a confusion matrix that is learned.
-
-    Args:
-        num_classes: K.
-        diagonal: share of the teacher's classes that are right.
-    """
+    """Return DFND's term: the student must agree with the teacher's classes through a learned confusion matrix."""
 
     def loss(params: dict[str, jax.Array], student_logits: jax.Array, teacher_logits: jax.Array) -> jax.Array:
         teacher_class = jnp.argmax(teacher_logits, axis=-1)

@@ -93,7 +93,9 @@ def command_line(doc: str, out: str = "", **options: Any) -> argparse.ArgumentPa
         parser.add_argument("--out", type=Path, default=RESULTS / out)
     for name, option in options.items():
         default, text = option if isinstance(option, tuple) else (option, None)
-        parser.add_argument(f"--{name}", type=type(default), default=default, help=text)
+        parser.add_argument(
+            f"--{name}", type=Path if isinstance(default, Path) else type(default), default=default, help=text
+        )
     return parser
 
 

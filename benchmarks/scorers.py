@@ -4,13 +4,11 @@
     python -m benchmarks.scorers --table cifar10 --data raw --per_class 100     # raw: see benchmarks.ablation
 
 The measure is the area under the ROC curve of the pool's truth, from held-out scores. Every seed draws other labelled
-images. The last rows say what could be had, by looking where no scorer may: the default's recipe with every labelled
-image of the original data, with the pool's true negatives instead of the pool, and with both; the head with labelled
-images drawn from the pool's own positives; and the ceiling, the head trained on the truth of the pool itself. Results
-are appended to `benchmarks/results/scorers.jsonl`; rows that are there are not run again.
+images. The last rows say what could be had, by looking where no scorer may: at every labelled image of the original
+data, the pool's true negatives, labelled images from the pool's own positives, and the pool's truth. Rows that are
+there are not run again.
 """
 
-import argparse
 import dataclasses
 import functools
 import time
@@ -24,11 +22,11 @@ import numpy as np
 
 from benchmarks import ablation
 from benchmarks.other_losses import any_pu_loss
-from benchmarks.results_file import RESULTS, append, is_there
+from benchmarks.results_file import append, is_there
 from benchmarks.rivals import mean_distances
 from pujax.config import Config, FrozenScorerConfig, resolve
 from pujax.data.reading import read_or_fail
-from pujax.data.sources import ImageSource, open_source
+from pujax.data.sources import open_source
 from pujax.inference import map_images
 from pujax.metrics import MetricsLog, auc
 from pujax.pu.distance import fit_gaussians, relative_distance
@@ -57,47 +55,39 @@ HEADS: dict[str, dict[str, Any]] = {
     "head alone, last stage": {**ALONE, "last_stage": True},
     "head alone, no noise": {**ALONE, "feature_noise": 0.0},
     "balanced nnPU": {**ALONE, "loss": "balanced_nnpu", "class_prior": "true"},
-    "nnPU, sigmoid, true prior": {
-        **ALONE, "loss": "nnpu", "surrogate": "sigmoid", "class_prior": "true",
-    },
-    "nnPU, sigmoid, prior 0.21": {
-        **ALONE, "loss": "nnpu", "surrogate": "sigmoid", "class_prior": 0.21,
-    },
+    "nnPU, sigmoid, true prior": {**ALONE, "loss": "nnpu", "surrogate": "sigmoid", "class_prior": "true"},
+    "nnPU, sigmoid, prior 0.21": {**ALONE, "loss": "nnpu", "surrogate": "sigmoid", "class_prior": 0.21},
     "VPU": {**ALONE, "loss": "vpu"},
     "Dist-PU": {**ALONE, "loss": "dist_pu", "class_prior": "true"},
-}  # fmt: skip
+}
 PRIORS = (0.02, 0.05, 0.1, 0.2, 0.3)  # given ones, for the sensitivity to the prior
 CEILING = {**ALONE, "num_steps": 4000, "weight_decay": 1e-4, "feature_noise": 0.1}
 
 
-def outputs(config: Config, source: ImageSource) -> Arrays:
-    """Return what the teacher makes of all images of a source: features [N, D], energy [N] and confidence [N]."""
-    teacher, mesh = given_teacher(config), make_mesh()
+def outputs(config: Config, part: str, seen: dict[str, Arrays]) -> Arrays:
+    """Return what the teacher makes of all images of a part of the data, and what is known of them.
 
-    def fn(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
-        logits, seen = frozen_inputs(config.scorer.frozen, teacher, variables, images)
-        return seen | {"confidence": jnp.max(jax.nn.softmax(logits), axis=-1)}
+    Args:
+        config: of the table's row.
+        part: "labelled", "pool" or "full".
+        seen: outputs by source, added to here; seeds that share a pool share its outputs.
 
-    read = functools.partial(read_or_fail, source, what="images")
-    batch_size = config.run.inference_batch_size
-    return map_images(fn, replicate(mesh, teacher.variables), read, len(source), batch_size=batch_size, mesh=mesh)
-
-
-def outputs_once(seen: dict[str, Arrays], config: Config, source: ImageSource) -> Arrays:
-    """Return the outputs of a source, from `seen` where they are there; seeds that share a pool share its outputs."""
+    Returns:
+        features [N, D], energy [N], confidence [N], labels [N], truth [N], and last_stage, columns of the features.
+    """
+    source = open_source(getattr(config.data, part), config.data, labelled=part != "pool")
     if source.fingerprint not in seen:
-        seen[source.fingerprint] = outputs(config, source)
-    return seen[source.fingerprint]
+        teacher, mesh = given_teacher(config), make_mesh()
 
+        def fn(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
+            logits, inputs = frozen_inputs(config.scorer.frozen, teacher, variables, images)
+            return inputs | {"confidence": jnp.max(jax.nn.softmax(logits), axis=-1)}
 
-def labelled_outputs(config: Config, seen: dict[str, Arrays], source: ImageSource) -> Arrays:
-    """Return the outputs of a labelled source, its labels [N], and which of the features are of the last stage."""
-    return outputs_once(seen, config, source) | {"labels": source.labels, "last_stage": last_stage_columns(config)}
-
-
-def every_labelled_output(config: Config, seen: dict[str, Arrays]) -> Arrays:
-    """Return the same of the original data, of which the labelled images are a few."""
-    return labelled_outputs(config, seen, open_source(config.data.full, config.data))
+        read = functools.partial(read_or_fail, source, what="images")
+        batches = {"batch_size": config.run.inference_batch_size, "mesh": mesh}
+        seen[source.fingerprint] = map_images(fn, replicate(mesh, teacher.variables), read, len(source), **batches)
+    known = {"labels": source.labels, "truth": source.truth, "last_stage": last_stage_columns(config)}
+    return seen[source.fingerprint] | known
 
 
 def last_stage_columns(config: Config) -> np.ndarray:
@@ -112,8 +102,7 @@ def last_stage_columns(config: Config) -> np.ndarray:
 
 def run_heads(config: Config, options: dict[str, Any], labelled: Arrays, pool: Arrays, truth: np.ndarray) -> dict:
     """Train heads under changed options; return AUC, estimate of the class prior and seconds."""
-    options = dict(options)
-    inputs = [_inputs(labelled), _inputs(pool)]
+    options, inputs = dict(options), [_inputs(labelled), _inputs(pool)]
     if options.pop("last_stage", False):
         inputs = [part | {"features": part["features"][:, labelled["last_stage"]]} for part in inputs]
     prior = options.pop("class_prior", None)
@@ -123,8 +112,7 @@ def run_heads(config: Config, options: dict[str, Any], labelled: Arrays, pool: A
     _, held_out = _fit(scorer, config, *inputs, labels=labelled["labels"], class_prior=prior)
     seconds = time.perf_counter() - started
     estimate = class_prior_block(held_out["positive"], held_out["pool"], given=None, seed=config.seed)
-    scores = held_out["pool"]
-    return {"auc": auc(scores[truth], scores[~truth]), **estimate, "seconds": seconds}
+    return {"auc": _auc(held_out["pool"], truth), **estimate, "seconds": seconds}
 
 
 def _inputs(part: Arrays, rows: Any = slice(None)) -> Arrays:
@@ -133,27 +121,13 @@ def _inputs(part: Arrays, rows: Any = slice(None)) -> Arrays:
 
 
 def _fit(
-    scorer: FrozenScorerConfig,
-    config: Config,
-    positives: Any,
-    pool: Any,
-    *,
-    labels: np.ndarray,
-    class_prior: float | None = None,
+    scorer: FrozenScorerConfig, config: Config, *inputs: Arrays, labels: np.ndarray, class_prior: float | None = None
 ) -> tuple[Any, Arrays]:
-    """Return the heads' weights and the held-out scores of the positives and of the pool."""
+    """Return the heads' weights and the held-out scores of the positives and of the pool, the two inputs."""
     options = {"beta": scorer.beta, "gamma": scorer.gamma, "surrogate": scorer.surrogate}
-    weights, positive_scores, pool_scores = fit_heads(
-        scorer,
-        any_pu_loss(scorer.loss, class_prior=class_prior, **options),
-        positives,
-        pool,
-        labels=labels,
-        num_classes=config.data.num_classes,
-        seed=config.seed,
-        mesh=make_mesh(),
-        log=MetricsLog(Path(), enabled=False),
-    )
+    loss, log = any_pu_loss(scorer.loss, class_prior=class_prior, **options), MetricsLog(Path(), enabled=False)
+    common = {"num_classes": config.data.num_classes, "seed": config.seed, "mesh": make_mesh(), "log": log}
+    weights, positive_scores, pool_scores = fit_heads(scorer, loss, *inputs, labels=labels, **common)
     return weights, {"positive": positive_scores, "pool": pool_scores}
 
 
@@ -166,10 +140,7 @@ def run_ceiling(config: Config, labelled: Arrays, pool: Arrays, truth: np.ndarra
 
 
 def run_true_negatives(config: Config, labelled: Arrays, pool: Arrays, truth: np.ndarray) -> dict:
-    """Train on the labelled images against the pool's true negatives alone; return the AUC of the whole pool.
-
-    No positive-unlabelled loss can do better with these labelled images than by knowing which of the pool to leave out.
-    """
+    """Train against the pool's true negatives alone, as the best of losses could; return the AUC of the whole pool."""
     scorer = dataclasses.replace(config.scorer.frozen, **PARTS)
     weights, held_out = _fit(scorer, config, _inputs(labelled), _inputs(pool, ~truth), labels=labelled["labels"])
     positive_scores = jax.jit(functools.partial(score, scorer))(weights, _inputs(pool, truth)).mean(0)
@@ -181,14 +152,16 @@ def run_labelled_from_pool(config: Config, labelled: Arrays, pool: Arrays, truth
 
     What is left between this and the head alone is the difference between the two sources of images.
     """
-    rng = np.random.default_rng(config.seed)
-    taken = np.zeros(len(truth), bool)
+    rng, taken = np.random.default_rng(config.seed), np.zeros(len(truth), bool)
     taken[rng.choice(np.flatnonzero(truth), len(labelled["labels"]), replace=False)] = True
     scorer = dataclasses.replace(config.scorer.frozen, **ALONE)
     labels = np.zeros(taken.sum(), np.int32)
     _, held_out = _fit(scorer, config, _inputs(pool, taken), _inputs(pool, ~taken), labels=labels)
-    scores = held_out["pool"]
-    return {"auc": auc(scores[truth[~taken]], scores[~truth[~taken]])}
+    return {"auc": _auc(held_out["pool"], truth[~taken])}
+
+
+def _auc(scores: np.ndarray, truth: np.ndarray) -> float:
+    return auc(scores[truth], scores[~truth])
 
 
 def untrained(config: Config, labelled: Arrays, pool: Arrays) -> dict[str, Callable[[], np.ndarray]]:
@@ -197,9 +170,9 @@ def untrained(config: Config, labelled: Arrays, pool: Arrays) -> dict[str, Calla
     mean, std = features.mean(0), features.std(0) + 1e-6
 
     def distance() -> np.ndarray:
-        spread = {"pool_mean": mean, "pool_covariance": np.cov(features, rowvar=False)}
-        num_classes = config.data.num_classes
-        gaussians = fit_gaussians(labelled["features"], labelled["labels"], num_classes=num_classes, **spread)
+        options = {"pool_mean": mean, "pool_covariance": np.cov(features, rowvar=False)}
+        options["num_classes"] = config.data.num_classes
+        gaussians = fit_gaussians(labelled["features"], labelled["labels"], **options)
         return np.asarray(jax.jit(relative_distance)(gaussians, features))
 
     return {
@@ -214,14 +187,11 @@ def rows_of(
     config: Config, labelled: Arrays, pool: Arrays, truth: np.ndarray, every_label: Callable[[], Arrays] | None = None
 ) -> dict[str, Callable[[], dict]]:
     """Return every row of a table by name; `every_label` gives what `labelled` holds, for all of the original data."""
-    rows: dict[str, Callable[[], dict]] = {}
-    for name, untrained_score in untrained(config, labelled, pool).items():
-        rows[name] = functools.partial(_timed_auc, untrained_score, truth)
-    for name, options in HEADS.items():
+    unscored = untrained(config, labelled, pool).items()
+    rows = {name: functools.partial(_timed_auc, untrained_score, truth) for name, untrained_score in unscored}
+    given = {f"balanced nnPU, prior {p}": {**ALONE, "loss": "balanced_nnpu", "class_prior": p} for p in PRIORS}
+    for name, options in (HEADS | given).items():
         rows[name] = functools.partial(run_heads, config, options, labelled, pool, truth)
-    for prior in PRIORS:
-        options = {**ALONE, "loss": "balanced_nnpu", "class_prior": prior}
-        rows[f"balanced nnPU, prior {prior}"] = functools.partial(run_heads, config, options, labelled, pool, truth)
     if every_label:
         rows["every label (oracle)"] = lambda: run_heads(config, PARTS, every_label(), pool, truth)
         rows["every label, true negatives (oracle)"] = lambda: run_true_negatives(config, every_label(), pool, truth)
@@ -236,40 +206,29 @@ def rows_of(
 def _timed_auc(make_scores: Callable[[], np.ndarray], truth: np.ndarray) -> dict:
     started = time.perf_counter()
     scores = make_scores()
-    return {"auc": auc(scores[truth], scores[~truth]), "seconds": time.perf_counter() - started}
+    return {"auc": _auc(scores, truth), "seconds": time.perf_counter() - started}
 
 
 def main() -> None:
     """Measure the rows of a table that have no result yet."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", choices=("quickstart", "digits", "cifar10"), required=True)
-    parser.add_argument("--data", type=Path, default=Path("raw"))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--per_class", type=int, default=100, help="cifar10: labelled images a class")
-    parser.add_argument("--networks", choices=tuple(ablation.NETWORKS), default="cpu", help="cifar10: the teacher")
-    parser.add_argument("--workdir", type=Path, default=Path("runs/ablation"))
-    parser.add_argument("--rows", nargs="*", help="only these")
-    parser.add_argument("--out", type=Path, default=RESULTS / "scorers.jsonl")
-    args = parser.parse_args()
+    tables = ("quickstart", "digits", "cifar10")
+    args = ablation.table_command_line(__doc__, tables, "scorers.jsonl").parse_args()
     configure_backend()
     seen: dict[str, Arrays] = {}
     setting = {"networks": args.networks} if args.table == "cifar10" else {}
     for seed in range(args.seeds):
         config = ablation.table_config(args.table, seed, args.data, args.workdir, per_class=args.per_class, **setting)
         config = resolve(config)
-        labelled_source = open_source(config.data.labelled, config.data)
-        pool_source = open_source(config.data.pool, config.data, labelled=False)
-        labelled = labelled_outputs(config, seen, labelled_source)
-        pool = outputs_once(seen, config, pool_source)
-        per_class = len(labelled_source) // config.data.num_classes
+        labelled, pool = (outputs(config, part, seen) for part in ("labelled", "pool"))
+        per_class = len(labelled["labels"]) // config.data.num_classes
         common = {"table": args.table, **setting, "per_class": per_class, "seed": seed}
-        every_label = functools.partial(every_labelled_output, config, seen) if config.data.full.kind else None
-        for row, run in rows_of(config, labelled, pool, pool_source.truth, every_label).items():
+        every_label = functools.partial(outputs, config, "full", seen) if config.data.full.kind else None
+        for row, run in rows_of(config, labelled, pool, pool["truth"], every_label).items():
             key = {**common, "row": row}
             if (args.rows and row not in args.rows) or is_there(args.out, key):
                 continue
-            line = key | run() | {"true_prior": float(pool_source.truth.mean())}
-            append(args.out, line | {"device": jax.devices()[0].device_kind})
+            line = key | run() | {"true_prior": float(pool["truth"].mean()), "device": jax.devices()[0].device_kind}
+            append(args.out, line)
             print(f"{common} {row}: AUC {line['auc']:.4f}", flush=True)
 
 

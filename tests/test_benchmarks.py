@@ -81,7 +81,8 @@ def test_a_draw_holds_what_it_says(tmp_path):
         images = rng.integers(0, 100, (400, 4, 4), np.uint8) + np.uint8(100 * i)
         np.savez(tmp_path / f"{name}.npz", images=images, labels=np.arange(400) % 10)
     paths = tmp_path / "labelled.npz", tmp_path / "pool.npz"
-    ablation._write_draw(*paths, tmp_path, 3, "target", 5, 60, {"others": 140})
+    options = ablation.drawn(*paths, 3, 5, {"target": 60, "others": 140})
+    assert options["data.pool"].path == str(paths[1])
     labelled, pool = map(np.load, paths)
     assert np.bincount(labelled["labels"]).tolist() == [5] * 10
     assert pool["truth"].sum() == 60 and len(pool["images"]) == 200
