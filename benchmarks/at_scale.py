@@ -72,28 +72,24 @@ def make_table(folder: str, rows: int, shards: int) -> ScoreTable:
     table, rng = ScoreTable(epath.Path(folder), rows, -(-rows // shards)), np.random.default_rng(0)
     for start, stop in table.shards:
         n = stop - start
-        table.write(start, stop, {
-            "key": np.full(n, "x", object),
-            "index": np.arange(start, stop),
-            "score": rng.normal(size=n).astype(np.float32),
-            "teacher_class": rng.integers(0, 1000, n).astype(np.int32),
-            "teacher_confidence": rng.beta(2, 1, n).astype(np.float32),
-            "readable": np.ones(n, bool),
-            "reason": np.full(n, "", object),
-        })  # fmt: skip
+        columns = {"key": np.full(n, "x", object), "index": np.arange(start, stop)}
+        columns |= {"score": rng.normal(size=n).astype(np.float32)}
+        columns |= {"teacher_class": rng.integers(0, 1000, n).astype(np.int32)}
+        columns |= {"teacher_confidence": rng.beta(2, 1, n).astype(np.float32)}
+        table.write(start, stop, columns | {"readable": np.ones(n, bool), "reason": np.full(n, "", object)})
     return table
 
 
-def choose(folder: str, rows: int, shards: int, rule: str) -> None:
+def choose(folder: str, num_rows: str, num_shards: str, rule: str) -> None:
     """Choose 1 % of a table's rows."""
     started = time.perf_counter()
-    table = ScoreTable(epath.Path(folder), rows, -(-rows // shards))
+    rows = int(num_rows)
+    table = ScoreTable(epath.Path(folder), rows, -(-rows // int(num_shards)))
     chosen = select(rule, table, threshold=2.326, budget=rows // 100, class_prior=0.01, seed=0)
     cost, correct = spent(started), None
     if rows <= 1_000_000:
-        names = ("score", "teacher_class", "teacher_confidence")
-        batches = list(table.batches(*names))
-        columns = {name: np.concatenate([batch[name] for batch in batches]) for name in names}
+        batches = list(table.batches("score", "teacher_class", "teacher_confidence"))
+        columns = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
         expected = by_sorting(rule, columns, threshold=2.326, budget=rows // 100)
         correct = None if expected is None else np.array_equal(chosen, expected)
     print(json.dumps({"chosen": len(chosen), "correct": correct, **cost}))
@@ -107,30 +103,20 @@ def main() -> None:
     parser.add_argument("--files", type=int, nargs="+", default=[100_000, 1_000_000])
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 100_000_000])
     args = parser.parse_args()
-    if args.what == "open_pool":
-        return open_pool(*args.arguments)
-    if args.what == "choose":
-        folder, rows, shards, rule = args.arguments
-        return choose(folder, int(rows), int(shards), rule)
+    if args.what in ("open_pool", "choose"):
+        return {"open_pool": open_pool, "choose": choose}[args.what](*args.arguments)
     for size in args.files if args.what == "listing" else args.rows:
         with tempfile.TemporaryDirectory() as folder:
             if args.what == "listing":
                 make_pool(Path(folder) / "pool", size)
-                steps = [("open_pool", f"{folder}/pool", f"{folder}/manifest")] * 2
+                steps = dict.fromkeys(("first", "second"), ("open_pool", f"{folder}/pool", f"{folder}/manifest"))
             else:
                 make_table(folder, size, 100)
-                steps = [("choose", folder, size, 100, rule) for rule in RULES if rule != "all"]
-            for number, step in enumerate(steps):
-                name = ("first", "second")[number] if args.what == "listing" else step[-1]
-                line = {
-                    "what": args.what,
-                    "size": size,
-                    "step": name,
-                    **run_program("at_scale", *step),
-                    "device": "cpu",
-                }
+                steps = {rule: ("choose", folder, size, 100, rule) for rule in RULES if rule != "all"}
+            for name, step in steps.items():
+                line = {"what": args.what, "size": size, "step": name, **run_program("at_scale", *step)}
                 print({key: line[key] for key in ("size", "step", "seconds", "resident_mb")}, flush=True)
-                append(args.out, line)
+                append(args.out, line | {"device": "cpu"})
 
 
 if __name__ == "__main__":

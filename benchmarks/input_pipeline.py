@@ -20,7 +20,7 @@ import itertools
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ from pujax.data.transforms import augment
 from pujax.sharding import configure_backend
 
 BATCH, FILES, PAD = 256, 64, 4  # images a batch, files a batch of the DataLoader, pixels
+CORES = len(os.sched_getaffinity(0))
+WORKERS = [0, *(count for count in (1, 2, 4, 8) if count <= CORES)]
 Feed = Iterator[int]  # each `next` makes a batch ready and returns its number of images
 
 
@@ -104,26 +106,16 @@ class Records(Dataset):
 
     def __getitems__(self, rows: list[int]) -> list[torch.Tensor]:
         if isinstance(self.source, FolderSource):
-            root = Path(self.source.root)
-            files = [(root / key).read_bytes() for key in self.source.keys(np.array(rows))]
+            files = [Path(self.source.root, key).read_bytes() for key in self.source.keys(np.array(rows))]
         else:
             files = [record["image"] for record in self.source.data.__getitems__(rows)]
         return [torch.tensor(decode(file, size=self.source.size, channels=3)) for file in files]
 
 
-def worker_counts() -> list[int]:
-    """Return the numbers of workers to try."""
-    return [0] + [count for count in (1, 2, 4, 8) if count <= len(os.sched_getaffinity(0))]
-
-
-def load(data: Any, workers: int, **options: Any) -> DataLoader:
-    """Return a DataLoader that keeps its workers, and pins batches for a GPU."""
+def torch_feed(data: Any, workers: int, **options: Any) -> Feed:
+    """Yield forever from a DataLoader that keeps its workers; a batch counts when it is on the device."""
     keep = {"persistent_workers": True, "multiprocessing_context": "forkserver"} if workers else {}
-    return DataLoader(data, num_workers=workers, pin_memory=torch.cuda.is_available(), **options, **keep)
-
-
-def torch_feed(loader: DataLoader) -> Feed:
-    """Yield forever from a DataLoader; a batch counts when it is on the device."""
+    loader = DataLoader(data, num_workers=workers, pin_memory=torch.cuda.is_available(), **options, **keep)
     while True:
         for batch in loader:
             if torch.cuda.is_available():
@@ -134,17 +126,13 @@ def torch_feed(loader: DataLoader) -> Feed:
 
 def torch_array_feeds(images: np.ndarray, augmented: bool) -> dict[str, Feed]:
     """Return a feed for every way and number of workers."""
-    whole = {"collate_fn": _as_it_is}
     common = {"batch_size": BATCH, "shuffle": True, "drop_last": True}
-    ways: dict[str, tuple[type[Arrays], dict[str, Any]]] = {
-        "examples": (Arrays, common),
-        "batches": (ArrayBatches, common | whole),
-        "gather": (ArrayGather, {"batch_size": None, "sampler": TensorBatches(len(images))} | whole),
-    }
+    whole = {"batch_size": None, "sampler": TensorBatches(len(images)), "collate_fn": _as_it_is}
+    ways = {"examples": (Arrays, common), "batches": (ArrayBatches, common | {"collate_fn": _as_it_is})}
     return {
-        f"torch, {way}, {workers} workers": torch_feed(load(kind(images, augmented), workers, **options))
-        for workers in worker_counts()
-        for way, (kind, options) in ways.items()
+        f"torch, {way}, {workers} workers": torch_feed(kind(images, augmented), workers, **options)
+        for workers in WORKERS
+        for way, (kind, options) in {**ways, "gather": (ArrayGather, whole)}.items()
     }
 
 
@@ -169,8 +157,7 @@ def pujax_feed(images: np.ndarray, augmented: bool, on_device: bool) -> Feed:
 
     gather = jax.jit(lambda data, key, step, index: make_ready(key, step, data[index]))
     data, key = jax.device_put(images) if on_device else None, jax.random.key(0)
-    batches = index_batches(len(images), BATCH, seed=0, images=None if on_device else images)
-    for step, chunk in enumerate(batches):
+    for step, chunk in enumerate(index_batches(len(images), BATCH, seed=0, images=None if on_device else images)):
         if on_device:
             ready = gather(data, key, step, chunk["index"][0])
         else:
@@ -186,10 +173,11 @@ def time_feed(feed: Feed, seconds: float) -> float:
     return count / (time.perf_counter() - started)
 
 
-def rates_of(feeds: dict[str, Feed], seconds: float, rounds: int) -> dict[str, float]:
-    """Return the median images per second of every feed."""
+def compare(case: str, feeds: dict[str, Feed], seconds: float, rounds: int) -> dict[str, Any]:
+    """Return a result line with the median images per second of every feed."""
     sides = {name: functools.partial(time_feed, feed) for name, feed in feeds.items()}
-    return take_turns(sides, seconds, rounds, warm_up=seconds / 2, pause=0.5)[1]
+    _, medians = take_turns(sides, seconds, rounds, warm_up=seconds / 2, pause=0.5)
+    return {"case": case, "images_per_second": medians, "device": jax.devices()[0].device_kind}
 
 
 def best_of(rates: dict[str, float], prefix: str) -> float:
@@ -202,9 +190,9 @@ def measure_arrays(args: argparse.Namespace, augmented: bool) -> dict[str, Any]:
     images = np.random.default_rng(0).integers(0, 256, (args.images, 32, 32, 3), np.uint8)
     feeds = {"host": pujax_feed(images, augmented, False), "device": pujax_feed(images, augmented, True)}
     feeds |= torch_array_feeds(images, augmented) | ({} if augmented else {"numpy": numpy_feed(images)})
-    rates = rates_of(feeds, args.seconds, args.rounds)
-    line = {"case": "uint8 32x32" + (", crop and flip" if augmented else ""), "images_per_second": rates}
-    line["device"] = jax.devices()[0].device_kind
+    case = "uint8 32x32" + (", crop and flip" if augmented else "")
+    line = compare(case, feeds, args.seconds, args.rounds)
+    rates = line["images_per_second"]
     for ours in ("host", "device"):
         line[f"{ours}_ratio"] = rates[ours] / best_of(rates, "torch")
         for way in ("examples", "batches", "gather"):
@@ -218,16 +206,17 @@ def measure_files(args: argparse.Namespace, kind: str) -> dict[str, Any]:
         write, size = {"JPEG 224": (_write_photos, 224), "ArrayRecord 32x32": (_write_records, 32)}[kind]
         config = write(Path(folder), args.files)
         source = open_source(config, DataConfig(image_size=size, channels=3), labelled=False)
-        feeds = {"pujax": _source_feed(source), "Pillow": _loop_feed(source)}
-        for workers in worker_counts():
-            loader = load(Records(source), workers, batch_size=FILES, drop_last=True)
-            feeds[f"torch, {workers} workers"] = torch_feed(loader)
+        records, count = Records(source), len(source)
+        feeds = {"pujax": _files_feed(lambda rows: source.read(rows)[0], count, min(BATCH, count))}
+        feeds["Pillow"] = _files_feed(lambda rows: records.__getitems__(rows.tolist()), count, FILES)
+        options = {"batch_size": FILES, "drop_last": True}
+        feeds |= {f"torch, {workers} workers": torch_feed(records, workers, **options) for workers in WORKERS}
         # Longer, for the DataLoader begins each turn with batches that its workers made ahead.
-        rates = rates_of(feeds, 4 * args.seconds, args.rounds)
-        del feeds, loader  # ends the workers before their files go
-    bare = rates["Pillow"] * len(os.sched_getaffinity(0))
-    line = {"case": kind, "images_per_second": rates, "host_ratio": rates["pujax"] / best_of(rates, "torch")}
-    return line | {"share_of_bare_decode": rates["pujax"] / bare, "device": jax.devices()[0].device_kind}
+        line = compare(kind, feeds, 4 * args.seconds, args.rounds)
+        del feeds  # ends the workers before their files go
+    rates = line["images_per_second"]
+    line["share_of_bare_decode"] = rates["pujax"] / (rates["Pillow"] * CORES)
+    return line | {"host_ratio": rates["pujax"] / best_of(rates, "torch")}
 
 
 def _write_photos(folder: Path, count: int) -> SourceConfig:
@@ -271,17 +260,9 @@ def _encoded(pixels: np.ndarray, kind: str, **options: Any) -> bytes:
     return out.getvalue()
 
 
-def _source_feed(source: Any) -> Feed:
-    size = min(BATCH, len(source))
-    for start in itertools.cycle(range(0, len(source) - size + 1, size)):
-        yield len(source.read(np.arange(start, start + size))[0])
-
-
-def _loop_feed(source: Any) -> Feed:
-    """Yield forever, decoding in one thread what `Records` decodes."""
-    records = Records(source)
-    for start in itertools.cycle(range(0, len(source) - FILES + 1, FILES)):
-        yield len(records.__getitems__(list(range(start, start + FILES))))
+def _files_feed(read: Callable[[np.ndarray], Any], count: int, size: int) -> Feed:
+    for start in itertools.cycle(range(0, count - size + 1, size)):
+        yield len(read(np.arange(start, start + size)))
 
 
 def main() -> None:

@@ -41,8 +41,14 @@ class JaxSide:
         frozen = replicate(mesh, {**variables, "class_weights": batch["class_weights"]})
         rows = {"index": jnp.zeros(len(labels), jnp.int32), "image": self.images, "label": labels}
         if case == "scoring":
-            score = jax.jit(_score_fn(teacher, scorer)).lower(frozen, self.images).compile()
-            self.step = lambda: score(frozen, self.images)
+
+            def score(weights: Any, images: jax.Array) -> jax.Array:
+                logits, features = teacher.apply(weights["teacher"], images, train=False)
+                pu_logits = scorer.head.apply({"params": weights["scorer"]["params"]["head"]}, features)
+                return jnp.sum(jnp.max(jax.nn.softmax(logits), axis=-1) + pu_logits)
+
+            compiled = jax.jit(score).lower(frozen, self.images).compile()
+            self.step = lambda: compiled(frozen, self.images)
         else:
             if case == "kd_step_cached":
                 forward = jax.jit(lambda v, x: teacher.apply(v, x, train=False)[0])
@@ -53,9 +59,8 @@ class JaxSide:
             step = jax.jit(make_train_step(loss_fn, tx, mesh), donate_argnums=3)
             compiled = step.lower(frozen, {}, jax.random.key(0), self.state, rows).compile()
             self.step = functools.partial(self._update, compiled, frozen, jax.random.key(0), rows)
-        image_shape = batch["images"].shape[1:]
         nets = (teacher, frozen["teacher"]), (student, frozen["student"])
-        forward = [flops_per_image(*net, image_shape) for net in nets]
+        forward = [flops_per_image(*net, batch["images"].shape[1:]) for net in nets]
         passes = {"scoring": (1, 0), "kd_step": (1, 3), "kd_step_cached": (0, 3)}.get(case, (3, 0))
         return float(np.dot(passes, forward)), jax.devices()[0].device_kind
 
@@ -77,17 +82,6 @@ class JaxSide:
                 jax.block_until_ready(loss)
         jax.block_until_ready(loss)
         return steps * len(self.images) / (time.perf_counter() - started)
-
-
-def _score_fn(teacher: Any, scorer: Any) -> Any:
-    """Return `(weights, images) -> sum over the batch of the teacher's confidence and of the PU logit`."""
-
-    def score(weights: Any, images: jax.Array) -> jax.Array:
-        logits, features = teacher.apply(weights["teacher"], images, train=False)
-        pu_logits = scorer.head.apply({"params": weights["scorer"]["params"]["head"]}, features)
-        return jnp.sum(jnp.max(jax.nn.softmax(logits), axis=-1) + pu_logits)
-
-    return score
 
 
 def _loss_fns(teacher: Any, student: Any, scorer: Any) -> dict[str, Any]:

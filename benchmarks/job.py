@@ -31,13 +31,9 @@ def run_pujax(workdir: Path, cache: Path) -> dict[str, Any]:
     subprocess.run([*LAUNCH, "--workdir", str(workdir)], check=True, env=_environment(cache), capture_output=True)
     seconds = time.perf_counter() - started
     summary = json.loads((workdir / "summary.json").read_text())
-    return {
-        "job_seconds": seconds,
-        **{f"{stage}_seconds": summary[stage]["seconds"] for stage in ("scorer", "mining", "student")},
-        "truth_auc": summary["scorer"]["truth_auc"],
-        "precision": summary["mining"]["precision"],
-        "accuracy": summary["student"]["accuracy"],
-    }
+    line = {"job_seconds": seconds, "truth_auc": summary["scorer"]["truth_auc"]}
+    line |= {f"{stage}_seconds": summary[stage]["seconds"] for stage in ("scorer", "mining", "student")}
+    return line | {"precision": summary["mining"]["precision"], "accuracy": summary["student"]["accuracy"]}
 
 
 def start_up(workdir: Path, cache: Path) -> float:

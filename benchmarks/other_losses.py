@@ -11,7 +11,7 @@ from pujax.student import ExtraTerm
 
 
 def upu_risk(pu_logits: jax.Array, labelled: jax.Array, *, class_prior: float, surrogate: str) -> Risk:
-    """Return the unbiased PU risk, pi R_p^+ + (R_u^- - pi R_p^-), which a flexible model drives below zero.
+    """Return the unbiased PU risk, pi R_p^+ + (R_u^- - pi R_p^-); flexible models drive it below zero.
 
     Reference: du Plessis et al., "Convex formulation for learning from positive and unlabeled data", ICML 2015.
     """
@@ -24,8 +24,7 @@ def upu_risk(pu_logits: jax.Array, labelled: jax.Array, *, class_prior: float, s
 def vpu_risk(pu_logits: jax.Array, labelled: jax.Array) -> Risk:
     """Return the variational PU loss, log mean_U sigmoid(z) - mean_P log sigmoid(z): no prior is needed.
 
-    Reference: Chen et al., "A variational approach for learning from positive and unlabeled data", NeurIPS 2020,
-    without its MixUp regulariser.
+    Reference: Chen et al., "A variational approach for learning from positive and unlabeled data", 2020; no MixUp.
     """
     log_prob = jax.nn.log_sigmoid(pu_logits.astype(jnp.float32))
     count = jnp.maximum(jnp.sum(~labelled), 1)
@@ -38,8 +37,7 @@ def vpu_risk(pu_logits: jax.Array, labelled: jax.Array) -> Risk:
 def dist_pu_risk(pu_logits: jax.Array, labelled: jax.Array, *, class_prior: float) -> Risk:
     """Return the label-distribution loss, 2 pi |mean_P p - 1| + |mean_U p - pi| with p = sigmoid(z).
 
-    Reference: Zhao et al., "Dist-PU: positive-unlabeled learning from a label distribution perspective", CVPR 2022,
-    without its entropy and MixUp regularisers.
+    Reference: Zhao et al., "Dist-PU", CVPR 2022, without its entropy and MixUp regularisers.
     """
     probs = jax.nn.sigmoid(pu_logits.astype(jnp.float32))
     positive = 2 * class_prior * jnp.abs(masked_mean(probs, labelled) - 1)

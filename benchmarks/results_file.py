@@ -40,30 +40,22 @@ def append(path: Path, *lines: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def provenance() -> dict[str, Any]:
-    """Return date, commit and the versions of Python and of those `PACKAGES` that are installed."""
+    """Return date, commit (marked when the tree differs), versions of Python and of the `PACKAGES` that are there."""
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-    return {"date": str(datetime.date.today()), "commit": commit(), "versions": versions}
-
-
-def commit() -> str:
-    """Return the commit that is measured, marked when the tree differs from it."""
     describe = ("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=10")
-    return output(*describe, check=False)
+    return {"date": str(datetime.date.today()), "commit": output(*describe, check=False), "versions": versions}
 
 
 def machine_state() -> dict[str, Any]:
     """Return processor, load averages over 1, 5 and 15 minutes, clocks in MHz, and what NVIDIA GPUs report."""
     lines = [line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line]
     named = [(key.strip(), value.strip()) for key, value in lines]
-    state = {
-        "processor": next((value for key, value in named if key == "model name"), ""),
-        "cores": len(os.sched_getaffinity(0)),
-        "load": os.getloadavg(),
-        "mhz": [float(value) for key, value in named if key == "cpu MHz"],
-    }
+    state = {"processor": next((value for key, value in named if key == "model name"), "")}
+    state |= {"cores": len(os.sched_getaffinity(0)), "load": os.getloadavg()}
+    state["mhz"] = [float(value) for key, value in named if key == "cpu MHz"]
     fields = "name,clocks.sm,clocks.mem,power.draw,temperature.gpu,utilization.gpu"
     with contextlib.suppress(OSError, subprocess.CalledProcessError):  # where there is none
         state["gpu"] = output("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader")

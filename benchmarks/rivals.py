@@ -5,6 +5,7 @@ brings the method's own distillation.
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ import numpy as np
 from benchmarks.other_losses import noise_adaptation
 from pujax.config import FrozenScorerConfig
 from pujax.data.reading import read_or_fail
+from pujax.data.sources import ImageSource
 from pujax.job import Job
 from pujax.metrics import auc, precision_and_recall
 from pujax.pu.scorer import extract_inputs
@@ -36,12 +38,8 @@ RELEASED_SCORER = {
     "select.rule": "prior",
     "select.budget": 0,
 }
-RELEASED_DISTILLATION = {
-    "distill.class_weights": "inverse_frequency",
-    "distill.robust": "paper",
-    "distill.temperature": 1.0,
-    "distill.labelled_per_batch": 0,
-}
+RELEASED_DISTILLATION = {"distill.class_weights": "inverse_frequency", "distill.robust": "paper"}
+RELEASED_DISTILLATION |= {"distill.temperature": 1.0, "distill.labelled_per_batch": 0}
 
 
 @dataclass(frozen=True)
@@ -60,46 +58,37 @@ def run(job: Job, name: str, *, teacher_accuracy: float) -> dict[str, Any]:
     chosen, found = rival.choose(job, len(read_selection(job.workdir.selected)))
     pool, labelled, chosen_at = job.sources["pool"], job.sources["labelled"], time.perf_counter()
     parts = [(labelled, np.arange(len(labelled)))] if rival.labelled else []
-    block = make_student(
-        job,
-        name,
-        [*parts, (pool, chosen)],
-        distill=dataclasses.replace(config.distill, **rival.distill),
-        extra=noise_adaptation(config.data.num_classes, teacher_accuracy) if rival.noise_adaptation else None,
-    )
+    extra = noise_adaptation(config.data.num_classes, teacher_accuracy) if rival.noise_adaptation else None
+    recipe = dataclasses.replace(config.distill, **rival.distill)
+    block = make_student(job, name, [*parts, (pool, chosen)], distill=recipe, extra=extra)
     seconds = {"scorer": chosen_at - started, "student": time.perf_counter() - chosen_at}
     line = {"row": name, "accuracy": block["accuracy"], "train_images": block["train_images"], **found}
     return line | precision_and_recall(pool.truth, chosen) | {"seconds": seconds}
 
 
-def by_rule(rule: str) -> Callable[[Job, int], Choice]:
-    """Return what chooses by a rule of the library."""
-
-    def choose(job: Job, budget: int) -> Choice:
-        options = {"threshold": 0.0, "class_prior": 0.0, "seed": job.config.seed}
-        return select(rule, job.score_table(), budget=budget, **options), {}
-
-    return choose
+def by_rule(rule: str, job: Job, budget: int) -> Choice:
+    """Choose by a rule of the library."""
+    return select(rule, job.score_table(), budget=budget, threshold=0.0, class_prior=0.0, seed=job.config.seed), {}
 
 
 def nearest(job: Job, budget: int) -> Choice:
     """Choose the pool images nearest to labelled ones in the teacher's features; no training."""
-    labelled, pool, config = job.sources["labelled"], job.sources["pool"], job.config
-    positives, unlabelled = (
-        extract_inputs(
-            config.scorer.frozen,
-            job.teacher(),
-            lambda rows, source=source: read_or_fail(source, rows, "images"),
-            len(source),
-            mesh=job.mesh,
-            batch_size=config.run.inference_batch_size,
-        )["features"]
-        for source in (labelled, pool)
-    )
-    mean, std = unlabelled.mean(0), unlabelled.std(0) + 1e-6
-    scores = -mean_distances((unlabelled - mean) / std, (positives - mean) / std)
+    pool, config = job.sources["pool"], job.config
+    options = {"mesh": job.mesh, "batch_size": config.run.inference_batch_size}
+
+    def features(source: ImageSource) -> np.ndarray:
+        read = functools.partial(read_or_fail, source, what="images")
+        return extract_inputs(config.scorer.frozen, job.teacher(), read, len(source), **options)["features"]
+
+    scores = nearness(features(pool), features(job.sources["labelled"]))
     chosen = np.sort(np.argsort(-scores, kind="stable")[:budget])
     return chosen, {"truth_auc": auc(scores[pool.truth], scores[~pool.truth])}
+
+
+def nearness(pool: np.ndarray, labelled: np.ndarray) -> np.ndarray:
+    """Return minus the mean distance [U] of each of the pool's features [U, D] to its nearest labelled ones [P, D]."""
+    mean, std = pool.mean(0), pool.std(0) + 1e-6
+    return -mean_distances((pool - mean) / std, (labelled - mean) / std)
 
 
 def mean_distances(queries: np.ndarray, references: np.ndarray, *, chunk: int = 4096) -> np.ndarray:
@@ -114,12 +103,11 @@ def mean_distances(queries: np.ndarray, references: np.ndarray, *, chunk: int = 
 
 
 _PLAIN = {"class_weights": "none", "robust": "none", "label_weight": 0.0, "labelled_per_batch": 0}
+_RANDOM, _CONFIDENT = (functools.partial(by_rule, rule) for rule in ("random", "teacher_confidence"))
 RIVALS = {
     "nearest_neighbour": Rival(nearest, labelled=True),
     # plain distillation on random pool images, as in "Positive-Unlabeled Compression on the Cloud"
-    "random_published": Rival(by_rule("random"), distill=_PLAIN | {"temperature": 1.0}),
+    "random_published": Rival(_RANDOM, distill=_PLAIN | {"temperature": 1.0}),
     # Chen et al., "Learning student networks in the wild", CVPR 2021
-    "dfnd_published": Rival(
-        by_rule("teacher_confidence"), distill=_PLAIN | {"temperature": 4.0}, noise_adaptation=True
-    ),
+    "dfnd_published": Rival(_CONFIDENT, distill=_PLAIN | {"temperature": 4.0}, noise_adaptation=True),
 }

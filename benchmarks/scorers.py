@@ -23,8 +23,8 @@ import numpy as np
 from benchmarks import ablation
 from benchmarks.other_losses import any_pu_loss
 from benchmarks.results_file import append, is_there
-from benchmarks.rivals import mean_distances
-from pujax.config import Config, FrozenScorerConfig, resolve
+from benchmarks.rivals import nearness
+from pujax.config import Config, resolve
 from pujax.data.reading import read_or_fail
 from pujax.data.sources import open_source
 from pujax.inference import map_images
@@ -67,13 +67,8 @@ CEILING = {**ALONE, "num_steps": 4000, "weight_decay": 1e-4, "feature_noise": 0.
 def outputs(config: Config, part: str, seen: dict[str, Arrays]) -> Arrays:
     """Return what the teacher makes of all images of a part of the data, and what is known of them.
 
-    Args:
-        config: of the table's row.
-        part: "labelled", "pool" or "full".
-        seen: outputs by source, added to here; seeds that share a pool share its outputs.
-
-    Returns:
-        features [N, D], energy [N], confidence [N], labels [N], truth [N], and last_stage, columns of the features.
+    These are features [N, D], of which columns `last_stage` are the last stage's, energy, confidence, labels and truth
+    [N]. `seen` keeps the former by source: seeds that share a pool share its outputs.
     """
     source = open_source(getattr(config.data, part), config.data, labelled=part != "pool")
     if source.fingerprint not in seen:
@@ -107,12 +102,11 @@ def run_heads(config: Config, options: dict[str, Any], labelled: Arrays, pool: A
         inputs = [part | {"features": part["features"][:, labelled["last_stage"]]} for part in inputs]
     prior = options.pop("class_prior", None)
     prior = float(truth.mean()) if prior == "true" else prior
-    scorer = dataclasses.replace(config.scorer.frozen, **options)
     started = time.perf_counter()
-    _, held_out = _fit(scorer, config, *inputs, labels=labelled["labels"], class_prior=prior)
+    _, positive, scores = _fit(config, options, *inputs, labels=labelled["labels"], class_prior=prior)
     seconds = time.perf_counter() - started
-    estimate = class_prior_block(held_out["positive"], held_out["pool"], given=None, seed=config.seed)
-    return {"auc": _auc(held_out["pool"], truth), **estimate, "seconds": seconds}
+    estimate = class_prior_block(positive, scores, given=None, seed=config.seed)
+    return {"auc": _auc(scores, truth), **estimate, "seconds": seconds}
 
 
 def _inputs(part: Arrays, rows: Any = slice(None)) -> Arrays:
@@ -121,43 +115,38 @@ def _inputs(part: Arrays, rows: Any = slice(None)) -> Arrays:
 
 
 def _fit(
-    scorer: FrozenScorerConfig, config: Config, *inputs: Arrays, labels: np.ndarray, class_prior: float | None = None
-) -> tuple[Any, Arrays]:
-    """Return the heads' weights and the held-out scores of the positives and of the pool, the two inputs."""
+    config: Config, changes: dict, *inputs: Arrays, labels: np.ndarray | None = None, class_prior: float | None = None
+) -> tuple[Any, np.ndarray, np.ndarray]:
+    """Train heads under a changed recipe; return their weights, held-out scores of the positives and of the pool."""
+    scorer = dataclasses.replace(config.scorer.frozen, **changes)
     options = {"beta": scorer.beta, "gamma": scorer.gamma, "surrogate": scorer.surrogate}
     loss, log = any_pu_loss(scorer.loss, class_prior=class_prior, **options), MetricsLog(Path(), enabled=False)
+    labels = np.zeros(len(inputs[0]["energy"]), np.int32) if labels is None else labels
     common = {"num_classes": config.data.num_classes, "seed": config.seed, "mesh": make_mesh(), "log": log}
-    weights, positive_scores, pool_scores = fit_heads(scorer, loss, *inputs, labels=labels, **common)
-    return weights, {"positive": positive_scores, "pool": pool_scores}
+    return fit_heads(scorer, loss, *inputs, labels=labels, **common)
 
 
 def run_ceiling(config: Config, labelled: Arrays, pool: Arrays, truth: np.ndarray) -> dict:
     """Train the same head on the pool's truth; return the AUC of its held-out scores."""
-    scorer = dataclasses.replace(config.scorer.frozen, **CEILING)
-    labels = np.zeros(truth.sum(), np.int32)
-    _, held_out = _fit(scorer, config, _inputs(pool, truth), _inputs(pool, ~truth), labels=labels)
-    return {"auc": auc(held_out["positive"], held_out["pool"])}
+    _, positive, negative = _fit(config, CEILING, _inputs(pool, truth), _inputs(pool, ~truth))
+    return {"auc": auc(positive, negative)}
 
 
 def run_true_negatives(config: Config, labelled: Arrays, pool: Arrays, truth: np.ndarray) -> dict:
     """Train against the pool's true negatives alone, as the best of losses could; return the AUC of the whole pool."""
+    inputs = _inputs(labelled), _inputs(pool, ~truth)
+    weights, _, negative = _fit(config, PARTS, *inputs, labels=labelled["labels"])
     scorer = dataclasses.replace(config.scorer.frozen, **PARTS)
-    weights, held_out = _fit(scorer, config, _inputs(labelled), _inputs(pool, ~truth), labels=labelled["labels"])
-    positive_scores = jax.jit(functools.partial(score, scorer))(weights, _inputs(pool, truth)).mean(0)
-    return {"auc": auc(np.asarray(positive_scores), held_out["pool"])}
+    positive = jax.jit(functools.partial(score, scorer))(weights, _inputs(pool, truth)).mean(0)
+    return {"auc": auc(np.asarray(positive), negative)}
 
 
 def run_labelled_from_pool(config: Config, labelled: Arrays, pool: Arrays, truth: np.ndarray) -> dict:
-    """Train the head on as many labelled images, drawn from the pool's positives and taken out of it; return its AUC.
-
-    What is left between this and the head alone is the difference between the two sources of images.
-    """
+    """Train the head on as many labelled images, taken from the pool's positives, so of its source; return its AUC."""
     rng, taken = np.random.default_rng(config.seed), np.zeros(len(truth), bool)
     taken[rng.choice(np.flatnonzero(truth), len(labelled["labels"]), replace=False)] = True
-    scorer = dataclasses.replace(config.scorer.frozen, **ALONE)
-    labels = np.zeros(taken.sum(), np.int32)
-    _, held_out = _fit(scorer, config, _inputs(pool, taken), _inputs(pool, ~taken), labels=labels)
-    return {"auc": _auc(held_out["pool"], truth[~taken])}
+    _, _, scores = _fit(config, ALONE, _inputs(pool, taken), _inputs(pool, ~taken))
+    return {"auc": _auc(scores, truth[~taken])}
 
 
 def _auc(scores: np.ndarray, truth: np.ndarray) -> float:
@@ -167,18 +156,18 @@ def _auc(scores: np.ndarray, truth: np.ndarray) -> float:
 def untrained(config: Config, labelled: Arrays, pool: Arrays) -> dict[str, Callable[[], np.ndarray]]:
     """Return the scores of the pool that need no training, by row."""
     features = pool["features"]
-    mean, std = features.mean(0), features.std(0) + 1e-6
+    mean = features.mean(0)
 
     def distance() -> np.ndarray:
-        options = {"pool_mean": mean, "pool_covariance": np.cov(features, rowvar=False)}
-        options["num_classes"] = config.data.num_classes
+        options = {"num_classes": config.data.num_classes, "pool_mean": mean}
+        options["pool_covariance"] = np.cov(features, rowvar=False)
         gaussians = fit_gaussians(labelled["features"], labelled["labels"], **options)
         return np.asarray(jax.jit(relative_distance)(gaussians, features))
 
     return {
         "teacher confidence": lambda: pool["confidence"],
         "teacher energy": lambda: pool["energy"],
-        "five nearest labelled": lambda: -mean_distances((features - mean) / std, (labelled["features"] - mean) / std),
+        "five nearest labelled": lambda: nearness(features, labelled["features"]),
         "distance alone": distance,
     }
 
@@ -187,19 +176,16 @@ def rows_of(
     config: Config, labelled: Arrays, pool: Arrays, truth: np.ndarray, every_label: Callable[[], Arrays] | None = None
 ) -> dict[str, Callable[[], dict]]:
     """Return every row of a table by name; `every_label` gives what `labelled` holds, for all of the original data."""
-    unscored = untrained(config, labelled, pool).items()
-    rows = {name: functools.partial(_timed_auc, untrained_score, truth) for name, untrained_score in unscored}
+    scores = untrained(config, labelled, pool).items()
+    rows = {name: functools.partial(_timed_auc, make_scores, truth) for name, make_scores in scores}
     given = {f"balanced nnPU, prior {p}": {**ALONE, "loss": "balanced_nnpu", "class_prior": p} for p in PRIORS}
     for name, options in (HEADS | given).items():
         rows[name] = functools.partial(run_heads, config, options, labelled, pool, truth)
     if every_label:
         rows["every label (oracle)"] = lambda: run_heads(config, PARTS, every_label(), pool, truth)
         rows["every label, true negatives (oracle)"] = lambda: run_true_negatives(config, every_label(), pool, truth)
-    oracles = {
-        "true negatives (oracle)": run_true_negatives,
-        "head alone, labelled from the pool": run_labelled_from_pool,
-        "ceiling": run_ceiling,
-    }
+    oracles = {"true negatives (oracle)": run_true_negatives}
+    oracles |= {"head alone, labelled from the pool": run_labelled_from_pool, "ceiling": run_ceiling}
     return rows | {name: functools.partial(run, config, labelled, pool, truth) for name, run in oracles.items()}
 
 
@@ -211,14 +197,13 @@ def _timed_auc(make_scores: Callable[[], np.ndarray], truth: np.ndarray) -> dict
 
 def main() -> None:
     """Measure the rows of a table that have no result yet."""
-    tables = ("quickstart", "digits", "cifar10")
-    args = ablation.table_command_line(__doc__, tables, "scorers.jsonl").parse_args()
+    args = ablation.table_command_line(__doc__, ("quickstart", "digits", "cifar10"), "scorers.jsonl").parse_args()
     configure_backend()
     seen: dict[str, Arrays] = {}
     setting = {"networks": args.networks} if args.table == "cifar10" else {}
     for seed in range(args.seeds):
-        config = ablation.table_config(args.table, seed, args.data, args.workdir, per_class=args.per_class, **setting)
-        config = resolve(config)
+        options = {"per_class": args.per_class, **setting}
+        config = resolve(ablation.table_config(args.table, seed, args.data, args.workdir, **options))
         labelled, pool = (outputs(config, part, seen) for part in ("labelled", "pool"))
         per_class = len(labelled["labels"]) // config.data.num_classes
         common = {"table": args.table, **setting, "per_class": per_class, "seed": seed}

@@ -1,10 +1,9 @@
-"""The tables and bar charts of speed, from the result files; called by `benchmarks.tables`."""
+"""The tables and charts of speed, from the result files, and how any is drawn; called by `benchmarks.tables`."""
 
+import html
 from collections.abc import Callable
 from operator import itemgetter
 from typing import Any
-
-from benchmarks.charts import Group, bar_chart
 
 CASES = {
     "scoring": "pool scoring",
@@ -13,6 +12,8 @@ CASES = {
     "kd_step": "robust distillation step",
     "kd_step_cached": "the same, teacher logits cached",
 }
+COLOURS = {"pujax": "#2a6f97", "PyTorch": "#e07a5f"}  # by how a bar's name starts
+Group = tuple[str, dict[str, float]]  # label of the group; value of every bar by its name
 
 
 def grouped(lines: list[dict], key: Callable[[dict], Any]) -> dict[Any, list[dict]]:
@@ -29,10 +30,7 @@ def newest(lines: list[dict], *keys: str) -> list[dict]:
 
 
 def measured(lines: list[dict]) -> list[dict]:
-    """Return the throughput lines to show: for every case, device and pair of networks one of the newest commit.
-
-    Of several, such as with different modes of `torch.compile`, it is the one in which PyTorch was fastest.
-    """
+    """Return of each case, device and networks one line of the newest commit: that in which PyTorch was fastest."""
     own = grouped(lines, itemgetter("device", "teacher", "student", "case")).values()
     newest_commit = ([line for line in group if line["commit"] == group[-1]["commit"]] for group in own)
     return [max(group, key=lambda line: line["images_per_second"]["best"]) for group in newest_commit]
@@ -113,6 +111,26 @@ def at_scale_table(lines: list[dict]) -> str:
         rows.append([names.get(line["step"], f"rule {line['step']}"), f"{line['size']:,}"])
         rows[-1] += [f"{line['seconds']:.3g}", f"{line['resident_mb']:.0f}"]
     return markdown("step; files or rows; seconds; resident, MB", rows)
+
+
+def bar_chart(title: str, groups: list[Group], text: str) -> str:
+    """Return SVG text: horizontal bars, each group to its own scale, values in the format `text`."""
+    row, left = 18, max(190, 16 + 6 * max(len(name) for _, bars in groups for name in bars))  # six pixels a letter
+    width = left + 530
+    out, y = [f'<text x="0" y="16" font-size="15">{html.escape(title)}</text>'], 40
+    for label, bars in groups:
+        out.append(f'<text x="0" y="{y}" font-weight="bold">{html.escape(label)}</text>')
+        for name, value in bars.items():
+            y += row
+            length = (width - left - 90) * value / max(bars.values())
+            colour = next((colour for start, colour in COLOURS.items() if name.startswith(start)), "#888888")
+            out.append(f'<text x="{left - 8}" y="{y}" text-anchor="end">{html.escape(name)}</text>')
+            out.append(f'<rect x="{left}" y="{y - 11}" width="{length:.1f}" height="13" fill="{colour}"/>')
+            out.append(f'<text x="{left + length + 6:.1f}" y="{y}">{html.escape(text.format(value))}</text>')
+        y += 2 * row
+    style = f'xmlns="http://www.w3.org/2000/svg" width="{width}" height="{y - row}" font-family="sans-serif"'
+    body = "\n".join(out)
+    return f'<svg {style} font-size="12">\n<rect width="100%" height="100%" fill="white"/>\n{body}\n</svg>\n'
 
 
 def throughput_groups(lines: list[dict]) -> list[Group]:

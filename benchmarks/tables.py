@@ -12,10 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.charts import bar_chart
 from benchmarks.results_file import RESULTS
 from benchmarks.results_file import read as read_file
-from benchmarks.speed_tables import SPEED, at_scale_table, grouped, markdown, newest, with_chart
+from benchmarks.speed_tables import SPEED, at_scale_table, bar_chart, grouped, markdown, newest, with_chart
 from benchmarks.speed_tables import figures as speed_figures
 
 ROOT = Path(__file__).parent.parent
@@ -61,18 +60,23 @@ def mean_sd(values: list[float], scale: float = 100, digits: int = 1) -> str:
     return f"{np.mean(values):.{digits}f}{spread}"
 
 
+def _cells(lines: list[dict], *columns: tuple) -> list[str]:
+    """Return the mean and deviation of columns of (key, scale, digits)."""
+    return [mean_sd([line.get(key) for line in lines], *form) for key, *form in columns]
+
+
 def accuracy_table(lines: list[dict]) -> str:
     """Return Markdown: one line a training set, with what its scorer found; means over trainings."""
     head = "student trained on; images; test accuracy, %; trainings; precision, %; recall, %; scorer AUC; "
     head += "class prior, %; scorer, s"
-    found = (("precision", 100, 1), ("recall", 100, 1), ("truth_auc", 1, 3), ("class_prior", 100, 1))
+    found = ("precision",), ("recall",), ("truth_auc", 1, 3), ("class_prior",)
     rows = []
     by_row = grouped(lines, itemgetter("row"))
     for row, own in sorted(by_row.items(), key=lambda item: np.mean([line["accuracy"] or 0 for line in item[1]])):
         # Older lines of mined rows hold the number of mined images alone; all tables have ten classes.
         images = [line.get("train_images") or line["selected"] + 10 * line.get("per_class", 10) for line in own]
-        rows.append([NAMES.get(row, row), f"{np.mean(images):,.0f}", mean_sd([line["accuracy"] for line in own])])
-        rows[-1] += [str(len(own)), *(mean_sd([line.get(key) for line in own], *form) for key, *form in found)]
+        rows.append([NAMES.get(row, row), f"{np.mean(images):,.0f}", *_cells(own, ("accuracy",))])
+        rows[-1] += [str(len(own)), *_cells(own, *found)]
         rows[-1] += [mean_sd([(line.get("seconds") or {}).get("scorer") for line in own], 1, 0)]
     first = lines[0]
     versions = ", ".join(f"{name} {first['versions'][name]}" for name in ("jax", "flax", "python"))
@@ -90,7 +94,8 @@ def accuracy_table(lines: list[dict]) -> str:
 def scorers_table(lines: list[dict]) -> str:
     """Return Markdown: AUC of every score by pool, and the share of the way from chance to the ceiling."""
     pools = grouped(lines, _pool_of)
-    aucs = {key: [line["auc"] for line in own] for key, own in grouped(lines, _row_and_pool).items()}
+    by_cell = grouped(lines, lambda line: (line["row"], _pool_of(line)))
+    aucs = {key: [line["auc"] for line in own] for key, own in by_cell.items()}
     rows = []
     for row in sorted(grouped(lines, itemgetter("row")), key=lambda row: row == "ceiling"):
         rows.append([row])
@@ -107,10 +112,6 @@ def _pool_of(line: dict) -> str:
     return f"{line['table']}, {line['per_class']} a class{teacher}"
 
 
-def _row_and_pool(line: dict) -> tuple[str, str]:
-    return line["row"], _pool_of(line)
-
-
 def rates_table(lines: list[dict]) -> str:
     """Return Markdown: class prior, AUC, precision and recall by the true rate of positives."""
     head = "true rate, %; estimate, %; largest error; interval covers; scorer AUC; precision, %; recall, %"
@@ -118,11 +119,8 @@ def rates_table(lines: list[dict]) -> str:
     for rate, own in sorted(grouped(lines, itemgetter("rate")).items()):
         covered = sum(line["class_prior_interval"][0] <= rate <= line["class_prior_interval"][1] for line in own)
         error = max(abs(line["class_prior"] - rate) for line in own)
-        priors, aucs, precisions, recalls = (
-            [line[key] for line in own] for key in ("class_prior", "truth_auc", "precision", "recall")
-        )
-        rows.append([f"{100 * rate:g}", mean_sd(priors, digits=2), f"{100 * error:.2f}", f"{covered} of {len(own)}"])
-        rows[-1] += [mean_sd(aucs, 1, 4), mean_sd(precisions), mean_sd(recalls)]
+        rows.append([f"{100 * rate:g}", *_cells(own, ("class_prior", 100, 2)), f"{100 * error:.2f}"])
+        rows[-1] += [f"{covered} of {len(own)}", *_cells(own, ("truth_auc", 1, 4), ("precision",), ("recall",))]
     return markdown(head, rows, "---")
 
 

@@ -2,15 +2,14 @@
 
     python -m benchmarks.throughput --pairs cifar_resnet10_w16:cifar_resnet10_w8 --seconds 3 --rounds 5
 
-Each framework runs in a process of its own; both stay alive and take turns, so that a change of the machine's clock
-or load meets both. Before anything is timed, both train from the same weights on the same batch and their loss curves
-are compared.
+Each framework runs in a process of its own; both take turns, so that a change of the machine's clock or load meets
+both. Before, both train from the same weights on the same batch and their loss curves are compared.
 
-Cases: scoring (a pool batch: teacher's class and confidence, and the gated head's logit on its features),
-teacher_step, finetune_step (the released scorer: teacher's backbone and gated head under the non-negative risk),
-kd_step (teacher forward + student update under the released robust loss), kd_step_cached (teacher logits given; also
-compared with PyTorch's uncached step). Images are normalised and on the device on both sides. On a CPU both use
-float32; on a GPU bfloat16 compute with float32 parameters, but for the released variant.
+Cases: scoring (a pool batch: teacher's class and confidence, and the gated head's logit), teacher_step, finetune_step
+(the released scorer: teacher's backbone and gated head under the non-negative risk), kd_step (teacher forward + student
+update under the released robust loss), kd_step_cached (teacher logits given; also compared with PyTorch's uncached
+step). Images are normalised and on the device. CPUs use float32; GPUs bfloat16 compute with float32 parameters, but for
+the released variant.
 """
 
 import argparse
@@ -57,11 +56,7 @@ class Worker:
 
 
 def measure(case: str, pair: tuple[str, str], args: argparse.Namespace) -> dict[str, Any]:
-    """Compare the sides' loss curves, then time them in turns; return the result line.
-
-    Raises:
-        RuntimeError: the sides do not compute the same.
-    """
+    """Compare the sides' loss curves, a RuntimeError if they differ, and time them in turns; return the line."""
     batch = make_batch(pair[0], args.batch_size)
     variants = {"released": case, "best": case} | ({"best_uncached": "kd_step"} if case == "kd_step_cached" else {})
     sides = {"pujax": Worker("benchmarks.jax_side", "JaxSide")}
