@@ -12,6 +12,7 @@ CASES = {
     "kd_step": "robust distillation step",
     "kd_step_cached": "the same, teacher logits cached",
 }
+JOBS = {"pujax, empty cache": "cold", "pujax, full cache": "warm", "PyTorch, released": "released"}
 COLOURS = {"pujax": "#2a6f97", "PyTorch": "#e07a5f"}  # by how a bar's name starts
 Group = tuple[str, dict[str, float]]  # label of the group; value of every bar by its name
 
@@ -59,9 +60,8 @@ def throughput_table(lines: list[dict]) -> str:
     head += "of released; GFLOP/s; of peak"
     rows = []
     for line in measured(lines):
-        rates, uncached, peak = map(
-            line.get, ("images_per_second", "ratio_to_best_uncached", "model_flops_utilisation")
-        )
+        rates, uncached = line["images_per_second"], line.get("ratio_to_best_uncached")
+        peak = line.get("model_flops_utilisation")
         rows.append([CASES[line["case"]], line["device"], f"{line['teacher']} -> {line['student']}"])
         rows[-1] += [str(line["batch_size"]), f"{rates['pujax']:,.0f}", f"{rates['best']:,.0f}"]
         rows[-1] += [f"{line['ratio_to_best']:.2f}x", f"{uncached:.2f}x" if uncached else ""]
@@ -90,12 +90,12 @@ def pipeline_table(lines: list[dict]) -> str:
 def job_table(lines: list[dict]) -> str:
     """Return Markdown: the quickstart as a whole against PyTorch written the released way."""
     line = lines[-1]
-    sides = {"pujax, empty compile cache": "cold", "pujax, full compile cache": "warm", "PyTorch, released": "released"}
     rows = []
-    for label, side in ((label, line[key]) for label, key in sides.items()):
+    for label, key in JOBS.items():
+        side = line[key]
         seconds = [f"{side['job_seconds']:.0f}", f"{side['scorer_seconds']:.1f}"]
         quality = [f"{side['truth_auc']:.4f}", f"{100 * side['precision']:.1f}", f"{100 * side['accuracy']:.1f}"]
-        rows.append([label, *seconds, *quality])
+        rows.append([label.replace("cache", "compile cache"), *seconds, *quality])
     start = sorted(line["start_up_seconds"])[len(line["start_up_seconds"]) // 2]
     text = f"From an empty cache the job is {line['job_ratio']:.1f} times as fast, its scorer "
     text += f"{line['scorer_ratio']:.0f} times; from a full one the first step comes {start:.1f} s after the command."
@@ -158,9 +158,8 @@ def pipeline_groups(lines: list[dict]) -> list[Group]:
 
 def job_groups(lines: list[dict]) -> list[Group]:
     """Return the bars of the job's chart, seconds."""
-    sides = {"pujax, empty cache": "cold", "pujax, full cache": "warm", "PyTorch, released": "released"}
     labels = {"job_seconds": "whole quickstart, seconds", "scorer_seconds": "scorer, seconds"}
-    return [(label, {name: lines[-1][side][key] for name, side in sides.items()}) for key, label in labels.items()]
+    return [(label, {name: lines[-1][side][key] for name, side in JOBS.items()}) for key, label in labels.items()]
 
 
 # By name of a result file: its table, and its chart's title, bars and format of the values.

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.results_file import command_line, measured, rates_text, take_turns
+from benchmarks.speed_tables import CASES
 
-CASES = ("scoring", "teacher_step", "finetune_step", "kd_step", "kd_step_cached")
 TOLERANCE = {"cpu": 1e-3}  # of the loss curves' relative difference; elsewhere 0.2, for bfloat16 rounds small losses
 PEAK_FLOPS = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}  # dense bf16
 
@@ -103,7 +103,7 @@ def main() -> None:
     options = {"batch_size": 128, "seconds": (3.0, "of one sample"), "rounds": 5, "learning_rate": 1e-3}
     options["compile_mode"] = ("max-autotune", "of torch.compile on a GPU")
     parser = command_line(__doc__, "throughput.jsonl", **options)
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--cases", nargs="+", choices=tuple(CASES), default=list(CASES))
     parser.add_argument("--pairs", nargs="+", default=["cifar_resnet10_w16:cifar_resnet10_w8", "lenet5:lenet5_half"])
     args = parser.parse_args()
     for pair in args.pairs:

@@ -7,7 +7,6 @@ fastest convolution. On a CPU `torch.compile` was measured to be as fast as eage
 
 import copy
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,20 +14,6 @@ import torch
 from torch import nn
 
 from tests.reference import torch_models
-
-NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    "lenet5": lambda: torch_models.LeNet(10),
-    "lenet5_half": lambda: torch_models.LeNet(10, widths=(3, 8, 60, 42)),
-    "cifar_resnet10_w8": lambda: torch_models.ResNet(10, (1, 1, 1, 1), 8),
-    "cifar_resnet10_w16": lambda: torch_models.ResNet(10, (1, 1, 1, 1), 16),
-    "cifar_resnet18_w16": lambda: torch_models.ResNet(10, (2, 2, 2, 2), 16),
-    "cifar_resnet18": lambda: torch_models.ResNet(10, (2, 2, 2, 2)),
-    "cifar_resnet34": lambda: torch_models.ResNet(10, (3, 4, 6, 3)),
-    "resnet18": lambda: torch_models.ResNet(1000, (2, 2, 2, 2), imagenet_stem=True),
-    "resnet34": lambda: torch_models.ResNet(1000, (3, 4, 6, 3), imagenet_stem=True),
-    "resnet50": lambda: torch_models.ResNet(1000, (3, 4, 6, 3), imagenet_stem=True, block=torch_models.Bottleneck),
-    "mobilenet_v2": lambda: torch_models.MobileNetV2(1000),
-}
 
 
 class TorchSide:
@@ -39,7 +24,9 @@ class TorchSide:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.best, self.cuda, self.compile_mode = variant == "best", self.device == "cuda", compile_mode
         torch.backends.cudnn.benchmark = self.best
-        self.teacher, self.student = NETWORKS[teacher]().eval(), NETWORKS[student]()
+        classes = 1000 if teacher.startswith("resnet") else 10  # as in `throughput.make_batch`
+        self.teacher, self.student = (torch_models.NETWORKS[name](classes) for name in (teacher, student))
+        self.teacher.eval()
         channels, size = (1, 32) if teacher.startswith("lenet") else (3, 64)
         with torch.no_grad():
             features = self.teacher(torch.zeros(1, channels, size, size))[1]

@@ -76,7 +76,7 @@ def train_scorer(labelled: torch.Tensor, pool: torch.Tensor, prior: float, epoch
 
 def distil(teacher: nn.Module, images: torch.Tensor, steps: int, batch_size: int) -> nn.Module:
     """Return the student after `steps`, with class weights and the perturbed maximum as released."""
-    student = torch_models.LeNet(10, widths=(3, 8, 60, 42))
+    student = torch_models.NETWORKS["lenet5_half"](10)
     optimizer = torch.optim.SGD(student.parameters(), quickstart.get_config().distill.learning_rate, 0.9, 0, 5e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     with torch.no_grad():

@@ -58,21 +58,7 @@ def test_every_classifier_returns_logits_and_pooled_features(name):
     assert all(f.shape[0] == 2 and f.ndim == 2 and f.dtype == jnp.float32 for f in features)
 
 
-REFERENCES = {
-    "cifar_resnet10_w8": (lambda: torch_models.ResNet(10, (1, 1, 1, 1), 8), 32, 3),
-    "cifar_resnet18": (lambda: torch_models.ResNet(10, (2, 2, 2, 2)), 32, 3),
-    "cifar_resnet34": (lambda: torch_models.ResNet(10, (3, 4, 6, 3)), 32, 3),
-    "resnet18": (lambda: torch_models.ResNet(10, (2, 2, 2, 2), imagenet_stem=True), 64, 3),
-    "resnet34": (lambda: torch_models.ResNet(10, (3, 4, 6, 3), imagenet_stem=True), 64, 3),
-    "resnet50": (
-        lambda: torch_models.ResNet(10, (3, 4, 6, 3), imagenet_stem=True, block=torch_models.Bottleneck),
-        64,
-        3,
-    ),
-    "mobilenet_v2": (lambda: torch_models.MobileNetV2(10), 64, 3),
-    "lenet5": (lambda: torch_models.LeNet(10), 32, 1),
-    "lenet5_half": (lambda: torch_models.LeNet(10, widths=(3, 8, 60, 42)), 32, 1),
-}
+REFERENCES = [name for name in torch_models.NETWORKS if not name.endswith("_w16")]
 
 
 def close(actual, expected, tolerance=1e-4):
@@ -82,9 +68,9 @@ def close(actual, expected, tolerance=1e-4):
 
 
 def pair(name, seed=0):
-    make, size, channels = REFERENCES[name]
+    size, channels = 64 if name.startswith(("resnet", "mobilenet")) else 32, 1 if "lenet" in name else 3
     torch.manual_seed(seed)
-    reference = torch_models.randomize(make(), seed)
+    reference = torch_models.randomize(torch_models.NETWORKS[name](10), seed)
     images = np.random.default_rng(seed).normal(size=(8, size, size, channels)).astype(np.float32)
     return reference, create_classifier(name, 10), torch_models.flax_variables(reference), images
 

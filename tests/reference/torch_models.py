@@ -1,5 +1,7 @@
 """The networks as PyTorch modules, written from their papers' and repositories' descriptions."""
 
+import functools
+
 import numpy as np
 import torch
 from torch import nn
@@ -136,6 +138,21 @@ class LeNet(nn.Module):
         c = torch.relu(self.conv3(b))
         d = torch.relu(self.fc1(c.mean((2, 3))))
         return self.linear(d), [a.mean((2, 3)), b.mean((2, 3)), c.mean((2, 3)), d]
+
+
+NETWORKS = {  # by pujax's names; each takes the number of classes
+    "lenet5": LeNet,
+    "lenet5_half": functools.partial(LeNet, widths=(3, 8, 60, 42)),
+    "cifar_resnet10_w8": functools.partial(ResNet, stage_sizes=(1, 1, 1, 1), width=8),
+    "cifar_resnet10_w16": functools.partial(ResNet, stage_sizes=(1, 1, 1, 1), width=16),
+    "cifar_resnet18_w16": functools.partial(ResNet, stage_sizes=(2, 2, 2, 2), width=16),
+    "cifar_resnet18": functools.partial(ResNet, stage_sizes=(2, 2, 2, 2)),
+    "cifar_resnet34": functools.partial(ResNet, stage_sizes=(3, 4, 6, 3)),
+    "resnet18": functools.partial(ResNet, stage_sizes=(2, 2, 2, 2), imagenet_stem=True),
+    "resnet34": functools.partial(ResNet, stage_sizes=(3, 4, 6, 3), imagenet_stem=True),
+    "resnet50": functools.partial(ResNet, stage_sizes=(3, 4, 6, 3), imagenet_stem=True, block=Bottleneck),
+    "mobilenet_v2": MobileNetV2,
+}
 
 
 class PUHead(nn.Module):
