@@ -68,7 +68,7 @@ def close(actual, expected, tolerance=1e-4):
 
 
 def pair(name, seed=0):
-    size, channels = 64 if name.startswith(("resnet", "mobilenet")) else 32, 1 if "lenet" in name else 3
+    size, channels = 64 if name.startswith(("resnet", "mobilenet")) else 32, 1 if name.startswith("lenet") else 3
     torch.manual_seed(seed)
     reference = torch_models.randomize(torch_models.NETWORKS[name](10), seed)
     images = np.random.default_rng(seed).normal(size=(8, size, size, channels)).astype(np.float32)
