@@ -28,6 +28,9 @@ from pujax.config import BASELINES, Config, SourceConfig, resolve
 from pujax.data.sources import open_source
 from pujax.sharding import configure_backend
 
+FOUND = ("class_prior", "class_prior_interval", "class_prior_second", "class_prior_holds", "selected_at_random_z",
+         "in_range", "styles", "truth_auc", "held_out_auc", "steps")  # fmt: skip
+CHOSEN = ("rule", "selected", "precision", "recall")
 RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
 STAGES_OF_RATES = ("teacher", "scorer", "score", "select")  # no students: the question is what is found
 
@@ -237,10 +240,8 @@ def run_job(job: Job, table: str, workdir: Path, extra_rows: bool) -> list[dict]
     accuracy, student = summary["teacher"]["accuracy"], summary.get("student", {})
     common = {"table": table, **job.setting, "seed": job.seed, "device_kind": summary["run"]["device_kind"]}
     pool = {"true_prior": float(open_source(config.data.pool, config.data, labelled=False).truth.mean())}
-    line = {"row": job.row, "accuracy": student.get("accuracy"), **pool}
-    found = ("class_prior", "class_prior_interval", "class_prior_second", "truth_auc", "held_out_auc", "steps")
-    line |= {key: summary["scorer"].get(key) for key in found}
-    line |= {key: summary["mining"][key] for key in ("selected", "precision", "recall")}
+    line = {"row": job.row, **{key: student.get(key) for key in ("accuracy", "lowest_class_accuracy")}, **pool}
+    line |= {key: summary["scorer"].get(key) for key in FOUND} | {key: summary["mining"].get(key) for key in CHOSEN}
     line["train_images"] = student.get("train_images")
     line["seconds"] = {key: summary[key]["seconds"] for key in ("scorer", "mining", "student") if key in summary}
     lines = [line]

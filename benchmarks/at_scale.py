@@ -36,7 +36,7 @@ def by_sorting(rule: str, columns: dict[str, np.ndarray], *, threshold: float, b
         order = np.lexsort((-score, classes))
         first = np.searchsorted(classes[order], classes[order])
         return np.sort(order[np.arange(len(order)) - first < share + (classes[order] < more)])
-    if rule in ("prior", "top_k", "teacher_confidence"):
+    if rule in ("top_k", "teacher_confidence"):
         values = columns["teacher_confidence"] if rule == "teacher_confidence" else score
         return np.sort(np.argsort(-values, kind="stable")[:budget])
     return None
@@ -85,7 +85,7 @@ def choose(folder: str, num_rows: str, num_shards: str, rule: str) -> None:
     started = time.perf_counter()
     rows = int(num_rows)
     table = ScoreTable(epath.Path(folder), rows, -(-rows // int(num_shards)))
-    chosen = select(rule, table, threshold=2.326, budget=rows // 100, class_prior=0.01, seed=0)
+    chosen = select(rule, table, threshold=2.326, budget=rows // 100, seed=0)
     cost, correct = spent(started), None
     if rows <= 1_000_000:
         batches = list(table.batches("score", "teacher_class", "teacher_confidence"))

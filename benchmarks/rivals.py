@@ -68,7 +68,7 @@ def run(job: Job, name: str, *, teacher_accuracy: float) -> dict[str, Any]:
 
 def by_rule(rule: str, job: Job, budget: int) -> Choice:
     """Choose by a rule of the library."""
-    return select(rule, job.score_table(), budget=budget, threshold=0.0, class_prior=0.0, seed=job.config.seed), {}
+    return select(rule, job.score_table(), budget=budget, seed=job.config.seed), {}
 
 
 def nearest(job: Job, budget: int) -> Choice:

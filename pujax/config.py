@@ -123,6 +123,8 @@ class FrozenScorerConfig(OptimizerConfig):
     feature_noise: float = option(0.1, at_least=0)  # standard deviation of noise on the standardised features
     distance: float = option(0.0, at_least=0)  # weight of the relative Mahalanobis distance beside the head's logit
     energy: float = option(0.0, at_least=0)  # weight of the log-sum-exp of the teacher's logits beside it
+    # Labelled images also blurred, turned, ...: "auto" trains again so where labelled and pool images differ in style.
+    styles: str = option("auto", choices=("auto", "on", "off"))
     # Share of the pool, lowest-scored, to train against a second time; 0 trains once.
     reliable_negatives: float = option(0.0, at_least=0, below=1)
 
@@ -148,6 +150,8 @@ class ScorerConfig:
     mode: str = option("frozen", choices=("frozen", "finetune"))  # which of the two groups below counts
     class_prior: str = "estimate"  # share of positives in the pool: "estimate" or a number in (0, 1)
     pool_sample: int = option(100_000, at_least=0)  # pool images that the scorer trains on; 0 takes all
+    # Share of the pool sample that must score like a labelled image; with less the pool counts as empty. 0 goes on.
+    min_in_range: float = option(0.001, at_least=0, below=1)
     frozen: FrozenScorerConfig = field(default_factory=FrozenScorerConfig)
     finetune: FinetunedScorerConfig = field(default_factory=FinetunedScorerConfig)
 
@@ -160,18 +164,21 @@ class ScoreConfig:
     max_unreadable: float = option(0.1, at_least=0, below=1)  # share that may fail to decode before the run stops
 
 
-_WITH_BUDGET = ("top_k", "class_balanced", "random", "teacher_confidence", "mean_rank")
+_WITH_BUDGET = ("top_k", "class_balanced", "random", "sample", "teacher_confidence", "mean_rank")
 
 
 @dataclass(slots=True)
 class SelectConfig:
     """Choosing from the score table."""
 
-    # see selection.RULES
+    # "prior": as many of the best as the class prior says, see stages.select; the others: see selection.RULES
     rule: str = option("prior", choices=("prior", "threshold", *_WITH_BUDGET, "all"))
     threshold: float = option(0.0, used_if={"rule": ("threshold",)})  # of the score
-    # Images to keep; 0 means class prior times pool.
+    # Images to keep; 0 means as many as rule "prior" would.
     budget: int = option(0, at_least=0, used_if={"rule": _WITH_BUDGET})
+    # The draw has weights exp(sharpness x score); 0 finds it from the budget.
+    sharpness: float = option(0.0, at_least=0, used_if={"rule": ("sample",)})
+    passes: int = option(50, above=0)  # times that the student sees each image, where it is not for the prior to say
 
 
 @dataclass(slots=True)

@@ -96,8 +96,12 @@ def map_images(
     return result
 
 
-def accuracy(network: Network, test: ImageSource, *, mesh: Mesh, batch_size: int) -> float:
-    """Return the share of a labelled source's images that the network puts into their class."""
+def accuracy(network: Network, test: ImageSource, *, mesh: Mesh, batch_size: int) -> dict[str, float]:
+    """Return how many of a labelled source's images the network puts into their class.
+
+    Returns:
+        "accuracy", the share, and "lowest_class_accuracy", that of the class in which it is least.
+    """
 
     def predict(variables: Any, batch: jax.Array) -> dict[str, jax.Array]:
         return {"label": jnp.argmax(network.logits(variables, batch), axis=-1)}
@@ -107,4 +111,6 @@ def accuracy(network: Network, test: ImageSource, *, mesh: Mesh, batch_size: int
 
     variables = replicate(mesh, network.variables)
     predicted = map_images(predict, variables, read, len(test), batch_size=batch_size, mesh=mesh)
-    return float(np.mean(predicted["label"] == test.labels))
+    right = predicted["label"] == test.labels
+    by_class = [right[test.labels == k].mean() for k in np.unique(test.labels)]
+    return {"accuracy": float(right.mean()), "lowest_class_accuracy": float(min(by_class))}

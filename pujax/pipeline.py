@@ -176,7 +176,7 @@ def make_units(job: Job) -> dict[str, Unit]:
         "teacher": lambda: teacher.run(job),
         "scorer": lambda: scorer.run(job),
         "score": lambda: score.run(job),
-        "select": lambda: select.run(job, class_prior=block("scorer")["class_prior"]),
+        "select": lambda: select.run(job, found=block("scorer")),
         "distill": lambda: distill.run(job),
     }
     for name in job.config.baselines:
@@ -195,7 +195,7 @@ def unit_inputs(job: Job, name: str) -> dict[str, Any]:
         "teacher": ("seed", "compute_dtype", *_TASK_FIELDS, *(("teacher.",) if trains_teacher else ())),
         "scorer": ("scorer.",),
         "score": ("score.",),
-        "select": ("select.",),
+        "select": ("select.", "distill.num_steps", "distill.batch_size"),
         "distill": ("distill.",),
         "baselines": ("distill.",),
     }

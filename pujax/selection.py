@@ -16,6 +16,7 @@ Batch = dict[str, np.ndarray]
 Priority = Callable[[Batch], np.ndarray]  # columns of n images -> uint64 [n] below 2^36, larger is kept first
 _BITS, _DIGIT = 36, 12  # of a priority; those that one pass decides
 _RANK_BITS = 24  # of a float32 whose rank is taken: values that agree in them share a rank
+_HISTOGRAM_BITS = 20  # of a float32: values that agree in them, to one part in 2,048, count as equal
 
 
 class Table(Protocol):
@@ -25,28 +26,36 @@ class Table(Protocol):
         """Yield columns of the readable images, and their "index" in the pool, in pool order; again at every call."""
 
 
-def select(rule: str, table: Table, *, threshold: float, budget: int, class_prior: float, seed: int) -> np.ndarray:
+def select(
+    rule: str,
+    table: Table,
+    *,
+    budget: int,
+    threshold: float = 0.0,
+    sharpness: float = 0.0,
+    seed: int = 0,
+) -> np.ndarray:
     """Return the sorted pool indices, int64 [n], of the images that a rule keeps.
 
     Args:
         rule: a key of `RULES`; each uses those of the other arguments that it needs.
         table: scores of the pool.
-        threshold: of the score.
         budget: number of images to keep.
-        class_prior: share of positives in the pool.
+        threshold: of the score.
+        sharpness: of the draw; 0 finds it from the budget.
         seed: of the random choice.
 
     Raises:
         UserError: nothing would be kept.
     """
-    options = {"threshold": threshold, "budget": budget, "class_prior": class_prior, "seed": seed}
+    options = {"threshold": threshold, "budget": budget, "sharpness": sharpness, "seed": seed}
     chosen = RULES[rule](table, options)
     if len(chosen) == 0:
         scores = (batch["score"] for batch in table.batches("score"))
         highest = max((own.max() for own in scores if len(own)), default=float("nan"))
         raise UserError(
-            f"select.rule={rule} keeps none of {_count(table)} images (threshold {threshold}, class prior "
-            f"{class_prior:.4g}, highest score {highest:.3g}); lower select.threshold or set select.budget"
+            f"select.rule={rule} keeps none of {_count(table)} images (threshold {threshold}, budget {budget}, highest "
+            f"score {highest:.3g}); lower select.threshold or set select.budget"
         )
     return chosen
 
@@ -64,11 +73,6 @@ def select_threshold(table: Table, threshold: float) -> np.ndarray:
 def select_top_k(table: Table, budget: int) -> np.ndarray:
     """Return the `budget` images of largest score."""
     return keep_highest(table, ("score",), _by("score"), budget)
-
-
-def select_prior(table: Table, class_prior: float) -> np.ndarray:
-    """Return as many of the best-scored images as the class prior says there are positives."""
-    return select_top_k(table, round(class_prior * _count(table)))
 
 
 def select_class_balanced(table: Table, budget: int) -> np.ndarray:
@@ -102,6 +106,39 @@ def select_random(table: Table, budget: int, seed: int) -> np.ndarray:
     return keep_highest(table, (), lambda batch: _hash(batch["index"], seed), budget)
 
 
+def select_sample(table: Table, budget: int, seed: int, sharpness: float = 0.0) -> np.ndarray:
+    """Return `budget` images drawn without replacement with weights exp(sharpness * score).
+
+    A trained head's logit is the log of a density ratio, labelled to pool: sharpness 1 draws what is distributed like
+    the labelled images, 0 uniformly, infinity the best. Where it is not given, the weights' effective sample size
+    (sum w)^2 / sum w^2 is made a quarter of the budget, which does not mind the scale of the score.
+
+    Reference: the largest of score + Gumbel noise are such a draw: Kool et al., "Stochastic beams and where to find
+    them", ICML 2019.
+    """
+    sharpness = sharpness or effective_sharpness(table, budget / 4)
+
+    def priority(batch: Batch) -> np.ndarray:
+        uniform = (_hash(batch["index"], seed).astype(np.float64) + 0.5) / 2.0**_BITS
+        return _ordered(sharpness * batch["score"].astype(np.float64) - np.log(-np.log(uniform)))
+
+    return keep_highest(table, ("score",), priority, budget)
+
+
+def effective_sharpness(table: Table, size: float) -> float:
+    """Return the sharpness at which the weights exp(sharpness * score) have an effective sample size of `size`."""
+    counts = _histogram(table, "score", _HISTOGRAM_BITS)
+    bins = np.flatnonzero(counts)
+    counts, scores = counts[bins], _values(bins, _HISTOGRAM_BITS)
+    low, high = 0.0, 1e4 / max(float(np.ptp(scores)), 1e-6)
+    for _ in range(60):
+        middle = (low + high) / 2
+        weights = np.exp(middle * (scores - scores.max()))
+        effective = (counts @ weights) ** 2 / (counts @ weights**2)
+        low, high = (middle, high) if effective > size else (low, middle)
+    return low
+
+
 def select_teacher_confidence(table: Table, budget: int) -> np.ndarray:
     """Return the `budget` images of which the teacher is surest: DFND's filter, which needs no labelled image.
 
@@ -126,11 +163,11 @@ def select_mean_rank(table: Table, budget: int) -> np.ndarray:
 
 
 RULES: dict[str, Callable[[Table, dict[str, float]], np.ndarray]] = {
-    "prior": lambda table, o: select_prior(table, o["class_prior"]),
     "threshold": lambda table, o: select_threshold(table, o["threshold"]),
     "top_k": lambda table, o: select_top_k(table, o["budget"]),
     "class_balanced": lambda table, o: select_class_balanced(table, o["budget"]),
     "random": lambda table, o: select_random(table, o["budget"], o["seed"]),
+    "sample": lambda table, o: select_sample(table, o["budget"], o["seed"], o["sharpness"]),
     "teacher_confidence": lambda table, o: select_teacher_confidence(table, o["budget"]),
     "mean_rank": lambda table, o: select_mean_rank(table, o["budget"]),
     "all": lambda table, o: select_all(table),
@@ -234,11 +271,24 @@ def _ordered(values: np.ndarray) -> np.ndarray:
 
 def _ranks(table: Table, column: str) -> np.ndarray:
     """Return, uint64 [2^24], twice the mean rank from below of the images whose value has these leading bits."""
-    counts = np.zeros(1 << _RANK_BITS, np.int64)
-    for batch in table.batches(column):
-        bins, more = np.unique(_ordered(batch[column]) >> np.uint64(32 - _RANK_BITS), return_counts=True)
-        counts[bins] += more
+    counts = _histogram(table, column, _RANK_BITS)
     return (2 * np.cumsum(counts) - counts).astype(np.uint64)
+
+
+def _histogram(table: Table, column: str, bits: int) -> np.ndarray:
+    """Return, int64 [2^bits], how many images have a value with these leading bits, in the order of the values."""
+    counts = np.zeros(1 << bits, np.int64)
+    for batch in table.batches(column):
+        bins, more = np.unique(_ordered(batch[column]) >> np.uint64(32 - bits), return_counts=True)
+        counts[bins] += more
+    return counts
+
+
+def _values(bins: np.ndarray, bits: int) -> np.ndarray:
+    """Return, float64 [n], the middle of bins [n] of a histogram: the inverse of `_ordered`."""
+    ordered = (bins.astype(np.uint32) << np.uint32(32 - bits)) | np.uint32(1 << (31 - bits))
+    positive = ordered >> np.uint32(31) == 1
+    return np.where(positive, ordered & np.uint32((1 << 31) - 1), ~ordered).view(np.float32).astype(np.float64)
 
 
 def _hash(index: np.ndarray, seed: int) -> np.ndarray:

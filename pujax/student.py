@@ -156,7 +156,7 @@ def make_student(
     )
     batch_size = config.run.inference_batch_size
     return {
-        "accuracy": accuracy(student, job.sources["test"], mesh=job.mesh, batch_size=batch_size),
+        **accuracy(student, job.sources["test"], mesh=job.mesh, batch_size=batch_size),
         "num_params": num_params(student.variables),
         "flops_per_image": flops_per_image(student.module, student.variables, student.preprocessing.image_shape),
         "steps": distill.num_steps,

@@ -131,7 +131,7 @@ def test_the_choices_beside_the_fields_are_those_of_the_code():
     def choices(group, name):
         return next(item.metadata["choices"] for item in dataclasses.fields(group) if item.name == name)
 
-    assert set(choices(SelectConfig, "rule")) == set(RULES)
+    assert set(choices(SelectConfig, "rule")) == {"prior", *RULES}
     assert set(choices(FrozenScorerConfig, "loss")) == set(PU_LOSSES)
     assert choices(Config, "baselines") == BASELINES
 

@@ -35,3 +35,13 @@ def test_a_class_without_images_changes_nothing():
     four, six = (fit_gaussians(positives, labels, num_classes=k, **spread) for k in (4, 6))
     assert six["class_means"].shape == (6, 6)
     np.testing.assert_allclose(relative_distance(four, pool), relative_distance(six, pool), rtol=1e-5)
+
+
+def test_views_of_one_image_count_as_one():
+    rng = np.random.default_rng(0)
+    positives, labels = rng.normal(size=(30, 6)), np.arange(30) % 3
+    spread = {"num_classes": 3, "pool_mean": np.zeros(6), "pool_covariance": np.diag(np.arange(1.0, 7.0))}
+    once = fit_gaussians(positives, labels, **spread)
+    thrice = fit_gaussians(np.tile(positives, (3, 1)), np.tile(labels, 3), views=3, **spread)
+    for name, value in once.items():
+        np.testing.assert_allclose(thrice[name], value, rtol=1e-5, atol=1e-6)

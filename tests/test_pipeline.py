@@ -17,10 +17,20 @@ from PIL import Image
 from test_artifacts import Store
 
 from pujax import artifacts, pipeline
-from pujax.config import BASELINES, FinetunedScorerConfig, SourceConfig, resolve
+from pujax.config import (
+    BASELINES,
+    Config,
+    DistillConfig,
+    FinetunedScorerConfig,
+    SelectConfig,
+    SourceConfig,
+    resolve,
+)
 from pujax.data.embedded import load_embedded
+from pujax.data.styles import STYLES
 from pujax.errors import UserError
 from pujax.stages import baselines
+from pujax.stages.select import decide
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -371,6 +381,85 @@ def test_too_few_chosen_images_name_the_options(tmp_path):
 
     with pytest.raises(UserError, match=r"distill.batch_size is 128, of which 128 are drawn from 30 images"):
         in_process(tmp_path, change)
+
+
+def pool_of(tmp_path, keep, change_positives=lambda images: images):
+    """The options of a job whose pool is the first kept images, with its positives changed."""
+    pool = load_embedded("pool")
+    rows = np.flatnonzero(keep(pool["truth"]))[:1500]
+    images, truth = np.pad(pool["images"][rows], ((0, 0), (2, 2), (2, 2))), pool["truth"][rows]
+    images[truth] = change_positives(images[truth])
+    np.savez(tmp_path / "pool.npz", images=images, truth=truth)
+
+    def change(config):
+        config.data.pool = SourceConfig(kind="array", path=str(tmp_path / "pool.npz"))
+        config.scorer.frozen.num_steps, config.scorer.frozen.batch_size = 300, 320
+
+    return change
+
+
+def test_a_pool_of_another_style_is_seen_in_styles_and_drawn_from(tmp_path, capsys):
+    change = pool_of(tmp_path, np.ones_like, lambda images: 255 - images)
+    summary = in_process(tmp_path, change)
+    assert summary["scorer"]["styles"] == len(STYLES) and not summary["scorer"]["class_prior_holds"]
+    assert summary["mining"]["rule"] == "top_k"
+    assert summary["mining"]["selected"] == 128  # four updates need no more
+    assert "differ in kind or style" in summary["mining"]["doubt"] and "set select.budget" in capsys.readouterr().err
+
+    def off(config):
+        change(config)
+        config.scorer.frozen.styles = "off"
+
+    plain = in_process(tmp_path / "off", off)["scorer"]
+    assert plain["styles"] == 1 and not plain["class_prior_holds"]
+    assert summary["scorer"]["truth_auc"] > plain["truth_auc"] + 0.05
+
+
+def test_a_pool_without_positives_stops_the_run_unless_told_to_go_on(tmp_path):
+    change = pool_of(tmp_path, np.logical_not)
+    with pytest.raises(
+        UserError, match=r"of 1500 pool images looked at, \d score like a labelled one .* 9 other styles"
+    ):
+        in_process(tmp_path, change)
+
+    def go_on(config):
+        change(config)
+        config.scorer.min_in_range = 0
+
+    assert in_process(tmp_path / "on", go_on)["mining"]["selected"] == 128
+
+
+def test_a_pool_that_is_all_in_domain_is_taken_whole(tmp_path):
+    summary = in_process(tmp_path, pool_of(tmp_path, np.array))
+    assert summary["scorer"]["class_prior_holds"] and summary["mining"]["selected"] == 1500
+
+
+@pytest.mark.parametrize(
+    ("options", "found", "expected"),
+    [
+        ({}, {}, ("top_k", 500)),  # 5 % of 10,000
+        ({}, {"like_labelled": 0.2}, ("top_k", 1280)),  # 500 updates of 128 show that many 50 times
+        ({}, {"like_labelled": 0.06}, ("top_k", 600)),
+        ({}, {"class_prior": 0.3, "like_labelled": 0.5}, ("top_k", 3000)),
+        ({}, {"class_prior": 0.9, "class_prior_interval": [0.8, 1.0]}, ("top_k", 10_000)),
+        ({}, {"class_prior_interval": None, "like_labelled": 0.2}, ("top_k", 500)),  # the user's own
+        ({}, {"class_prior_holds": False}, ("top_k", 450)),
+        ({}, {"class_prior_holds": False, "like_labelled": 0.5}, ("top_k", 1280)),
+        ({"rule": "mean_rank"}, {"class_prior_holds": False}, ("mean_rank", 450)),
+        ({"rule": "sample", "passes": 250}, {"class_prior_holds": False}, ("sample", 256)),
+        ({"rule": "sample", "budget": 7}, {"class_prior_holds": False}, ("sample", 7)),
+        ({"rule": "all"}, {}, ("all", 0)),
+        ({"passes": 1}, {"class_prior_holds": False, "like_labelled": 0.9}, ("top_k", 9000)),
+        ({"passes": 1000}, {"class_prior_holds": False, "like_labelled": 0.0}, ("top_k", 128)),  # a batch
+    ],
+)
+def test_how_many_are_chosen(options, found, expected):
+    config = Config(distill=DistillConfig(num_steps=500, batch_size=128), select=SelectConfig(**options))
+    usual = {"class_prior": 0.05, "class_prior_interval": [0.04, 0.06], "class_prior_holds": True}
+    usual |= {"like_labelled": 0.045, "selected_at_random_z": 0.0}
+    rule, budget, doubt = decide(config, usual | found, 10_000)
+    assert (rule, budget) == expected
+    assert bool(doubt) == (not found.get("class_prior_holds", True) and "budget" not in options)
 
 
 def test_classes_of_other_names_are_refused(tmp_path):

@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from pujax.pu.prior import best_bin, density_ratio, estimate_class_prior, selected_at_random_z
+from pujax.pu.prior import (
+    best_bin,
+    class_prior_block,
+    density_ratio,
+    estimate_class_prior,
+    selected_at_random,
+    selected_at_random_z,
+    share_like_positives,
+)
 
 RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
 
@@ -54,3 +62,24 @@ def test_a_biased_choice_of_labelled_images_is_noticed():
     positive, pool = zip(*(mixture(seed, 0.1, hard=False) for seed in range(10)))
     assert min(selected_at_random_z(p + 0.3, u) for p, u in zip(positive, pool)) > 3
     assert np.isfinite(selected_at_random_z(np.ones(50), np.zeros(500)))
+
+
+def test_a_pool_without_positives_has_none_in_range_and_no_estimate_that_holds():
+    positive, pool = mixture(0, 0.0, hard=False)
+    assert share_like_positives(positive[None], pool, quantile=0.25) == 0
+    assert not selected_at_random(positive, pool)
+    positive, pool = mixture(0, 0.05, hard=False)
+    assert 0.03 < share_like_positives(positive[None], pool, quantile=0.25) < 0.045  # three quarters
+    views = np.stack([positive, positive - 100])
+    assert share_like_positives(views, pool, quantile=0.1) == 1  # the view with most counts
+    assert selected_at_random(positive, pool)
+
+
+def test_the_summary_says_whether_the_class_prior_holds():
+    positive, pool = mixture(0, 0.05, hard=False)
+    for shift, holds in ((0.0, True), (1.0, False)):
+        block = class_prior_block(positive + shift, pool, given=None, seed=0)
+        assert block["class_prior_holds"] == holds
+        given = class_prior_block(positive + shift, pool, given=0.3, seed=0)
+        assert given["class_prior_holds"] and given["class_prior"] == 0.3  # the user's word
+        assert given["selected_at_random_z"] == block["selected_at_random_z"]

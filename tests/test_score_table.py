@@ -9,7 +9,7 @@ from pujax.errors import UserError
 from pujax.score_table import ScoreTable, read_selection, write_selection
 from pujax.selection import select
 
-OPTIONS = {"threshold": 0.0, "budget": 40, "class_prior": 0.1, "seed": 3}
+OPTIONS = {"threshold": 0.0, "budget": 40, "seed": 3}
 
 
 def columns(start, stop):

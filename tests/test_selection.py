@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from pujax.errors import UserError
-from pujax.selection import RULES, select
+from pujax.selection import RULES, effective_sharpness, select, select_sample
 
 INDEX = np.arange(100, 110)
-OPTIONS = {"threshold": 2.0, "budget": 4, "class_prior": 0.3, "seed": 0}
+OPTIONS = {"threshold": 2.0, "budget": 4, "seed": 0}
 
 
 class Table:
@@ -37,7 +37,6 @@ TABLE = Table({
     [
         ("threshold", [0, 1, 2, 9]),  # strictly above
         ("top_k", [0, 1, 2, 9]),
-        ("prior", [0, 1, 2]),  # row 2 before row 9 at equal score
         ("teacher_confidence", [1, 3, 5, 9]),
         ("mean_rank", [0, 1, 3, 9]),  # ranks 0 + 9, 1 + 1, 4 + 2, 2.5 + 0; row 5's 6 + 3 comes after row 0's
         ("all", list(range(10))),
@@ -62,7 +61,7 @@ def test_an_empty_selection_is_refused_with_a_remedy():
         select("threshold", TABLE, **OPTIONS | {"threshold": 10.0})
 
 
-@pytest.mark.parametrize("rule", ["top_k", "teacher_confidence", "mean_rank", "class_balanced", "random"])
+@pytest.mark.parametrize("rule", ["top_k", "teacher_confidence", "mean_rank", "class_balanced", "random", "sample"])
 def test_a_budget_of_nothing_is_refused_and_one_of_too_much_keeps_all(rule):
     with pytest.raises(UserError, match=rf"select.rule={rule} keeps none of 10 images .* highest score 5\)"):
         select(rule, TABLE, **OPTIONS | {"budget": 0})
@@ -182,3 +181,39 @@ def test_many_classes_take_the_memory_of_one_count_each_and_digit():
     num_classes, rng = 2000, np.random.default_rng(0)
     columns = random_columns(rng, 5000) | {"teacher_class": rng.permutation(5000).astype(np.int32) % num_classes}
     assert peak_memory("class_balanced", Table(columns, 500), budget=100) < 1.3 * 8 * 4096 * num_classes
+
+
+def drawn_shares(scores, budget, sharpness, draws=4000):
+    table = Table({"index": np.arange(len(scores)), "score": np.asarray(scores, np.float32)})
+    chosen = np.concatenate([select_sample(table, budget, seed, sharpness) for seed in range(draws)])
+    return np.bincount(chosen, minlength=len(scores)) / draws
+
+
+@pytest.mark.parametrize("sharpness", [0.5, 2.0])
+def test_a_draw_of_one_follows_the_weights(sharpness):
+    scores = np.array([-1.0, 0.0, 0.25, 1.5, -30.0])
+    weights = np.exp(sharpness * scores) / np.exp(sharpness * scores).sum()
+    np.testing.assert_allclose(drawn_shares(scores, 1, sharpness), weights, atol=0.03)
+
+
+def test_a_draw_of_two_is_without_replacement():
+    """The chance of being first or second, of weights 1, 2 and 3, by hand."""
+    weights = np.array([1, 2, 3]) / 6
+    second = [sum(weights[j] * weights[i] / (1 - weights[j]) for j in range(3) if j != i) for i in range(3)]
+    np.testing.assert_allclose(drawn_shares(np.log([1, 2, 3]), 2, 1.0), weights + second, atol=0.03)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_the_sharpness_that_is_found_has_the_budget_as_effective_sample_size(scale):
+    scores = (np.random.default_rng(0).normal(size=3000) - 4) * scale
+    table = Table({"index": np.arange(3000), "score": scores.astype(np.float32)}, shard_size=700)
+    for size in (30, 300, 2000):
+        weights = np.exp(effective_sharpness(table, size) * (scores - scores.max()))
+        assert weights.sum() ** 2 / (weights**2).sum() == pytest.approx(size, rel=0.03)
+        chosen = select("sample", table, budget=size, seed=1)
+        assert len(chosen) == size and scores[chosen].mean() > scores.mean() + 0.2 * scale
+    assert np.array_equal(chosen, select_sample(Table(table.columns, shard_size=11), 2000, 1))
+
+
+def test_a_sharp_draw_takes_the_best():
+    assert select("sample", TABLE, budget=4, sharpness=1e6).tolist() == select("top_k", TABLE, budget=4).tolist()

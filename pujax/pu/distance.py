@@ -20,6 +20,7 @@ def fit_gaussians(
     num_classes: int,
     pool_mean: np.ndarray,
     pool_covariance: np.ndarray,
+    views: int = 1,
 ) -> Gaussians:
     """Return the class Gaussians beside the pool's.
 
@@ -32,6 +33,7 @@ def fit_gaussians(
         num_classes: K; a class without images takes the place of one that has some.
         pool_mean: [D].
         pool_covariance: [D, D].
+        views: how many rows of `positives` show one image: they count as one.
 
     Returns:
         `class_means` [K, D], `class_whitening` [D, D], `pool_mean` [D], `pool_whitening` [D, D], float32: a squared
@@ -41,7 +43,8 @@ def fit_gaussians(
     for k in np.unique(labels):
         means[k] = positives[labels == k].mean(0)
     residuals = positives - means[labels]
-    within = (residuals.T @ residuals + len(pool_mean) * pool_covariance) / (len(positives) + len(pool_mean))
+    scatter, count = residuals.T @ residuals / views, len(positives) / views
+    within = (scatter + len(pool_mean) * pool_covariance) / (count + len(pool_mean))
     return {
         "class_means": means.astype(np.float32),
         "class_whitening": _whitening(within),

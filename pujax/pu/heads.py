@@ -10,11 +10,15 @@ that need no training see what the head does not: `distance`, the relative Mahal
 classes, and `energy`, the log-sum-exp of the teacher's logits, large where the teacher finds any class. With either of
 them, the parts are each brought to mean 0 and variance 1 over the pool and added with their weights.
 
+Labelled images may be given in several styles, each a view with features of its own: see `data.styles`. All views of
+an image are in one fold, and the heads then learn what the views have in common.
+
 With `reliable_negatives` the heads are trained a second time, against the lowest-scored share of the pool alone: what
 they then have to tell from the labelled images holds few positives. Reference: Liu et al., "Building text classifiers
 using positive and unlabeled examples", ICDM 2003.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -40,6 +44,16 @@ Inputs = dict[str, Any]  # "features": float32 [B, D], multi-scale; "energy": fl
 def make_head(config: FrozenScorerConfig | FinetunedScorerConfig) -> PUScorer:
     """Return the module that turns features into one logit."""
     return PUScorer(gate=config.gate, hidden=config.hidden)
+
+
+def in_styles(config: FrozenScorerConfig) -> FrozenScorerConfig:
+    """Return the options of heads that see the labelled images in several styles.
+
+    A linear head cannot tell a style from a kind, a hidden layer wants smaller steps, and the distance to the classes
+    minds a style least.
+    """
+    hidden = {} if config.hidden else {"hidden": 64, "learning_rate": config.learning_rate / 4}
+    return dataclasses.replace(config, distance=max(config.distance, 1.0), **hidden)
 
 
 def init_heads(config: FrozenScorerConfig, rng: jax.Array, *, size: int, num_classes: int) -> Any:
@@ -107,7 +121,7 @@ def fit_heads(
     Args:
         config: number of steps, batch shares, parts of the score.
         loss: of one batch.
-        positives: of the P labelled images.
+        positives: of the P labelled images, each in V views: [V, P, ...].
         pool: of the U images of the pool sample.
         labels: int [P]; only the distances use them.
         num_classes: K.
@@ -116,15 +130,19 @@ def fit_heads(
         log: receives the losses.
 
     Returns:
-        (weights, held-out scores of the positives [P], of the pool sample [U]).
+        (weights, held-out scores of the positives [V, P], of the pool sample [U]).
 
     Raises:
         UserError: fewer positives or pool images than folds, or too few reliable negatives.
         FloatingPointError: the loss is not finite.
     """
+    views, count = positives["features"].shape[:2]
+    positives = {name: column.reshape(views * count, *column.shape[2:]) for name, column in positives.items()}
     raw, rng = (positives["features"], pool["features"]), jax.random.key(seed)
-    folds = tuple(_deal_folds(len(x), config.folds, seed) for x in raw)
-    weights = _untrained(config, *raw, labels=labels, folds=folds[0], num_classes=num_classes, rng=rng)
+    folds = (np.tile(_deal_folds(count, config.folds, seed), views), _deal_folds(len(raw[1]), config.folds, seed))
+    check_enough(count, len(raw[1]), config.folds)
+    spread = {"labels": np.tile(labels, views), "num_classes": num_classes, "views": views}
+    weights = _untrained(config, *raw, folds=folds[0], rng=rng, **spread)
     fresh = replicate(mesh, weights["heads"])
     features = replicate(mesh, [(x - weights["mean"]) / weights["std"] for x in raw])
     train_heads = jax.jit(functools.partial(_scan_heads, config, loss, mesh))
@@ -138,7 +156,7 @@ def fit_heads(
         _check_and_log(jax.device_get(losses), log, first_step=turn * config.num_steps)
         weights, held_out = score_held_out(weights | {"heads": jax.device_get(heads)})
         kept = held_out[1] <= np.quantile(held_out[1], config.reliable_negatives)
-    return weights, *held_out
+    return weights, held_out[0].reshape(views, count), held_out[1]
 
 
 def check_enough(num_labelled: int, num_pool: int, folds: int) -> None:
@@ -163,15 +181,16 @@ def _untrained(
     labels: np.ndarray,
     folds: np.ndarray,
     num_classes: int,
+    views: int,
     rng: jax.Array,
 ) -> Any:
     """Return the weights before the heads are trained: what standardises the features, and the distances."""
-    check_enough(len(positives), len(pool), config.folds)
     weights = init_heads(config, jax.random.fold_in(rng, 0), size=pool.shape[1], num_classes=num_classes)
     weights |= {"mean": pool.mean(0), "std": pool.std(0) + 1e-6}
     if config.distance:
         outside = [np.flatnonzero(folds != k) for k in range(config.folds)]
-        weights["gaussians"] = _fit_distances(positives, labels, outside, pool, num_classes=num_classes)
+        sizes = {"num_classes": num_classes, "views": views}
+        weights["gaussians"] = _fit_distances(positives, labels, outside, pool, **sizes)
     return weights
 
 
@@ -237,9 +256,9 @@ def _check_and_log(losses: np.ndarray, log: MetricsLog, *, first_step: int) -> N
 
 
 def _fit_distances(
-    positives: np.ndarray, labels: np.ndarray, outside: list[np.ndarray], pool: np.ndarray, *, num_classes: int
+    positives: np.ndarray, labels: np.ndarray, outside: list[np.ndarray], pool: np.ndarray, **sizes: int
 ) -> Any:
     """Return, stacked over folds, the Gaussians of the classes outside each fold beside the pool's."""
     spread = {"pool_mean": pool.mean(0), "pool_covariance": np.cov(pool, rowvar=False)}
-    fitted = [fit_gaussians(positives[rows], labels[rows], num_classes=num_classes, **spread) for rows in outside]
+    fitted = [fit_gaussians(positives[rows], labels[rows], **spread, **sizes) for rows in outside]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *fitted)

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+LARGEST_Z = 2.0  # see docs/results.md for its error rates
+ENOUGH = 10  # pool images that score like the upper half of the positives, for a test to say anything
+
 
 @dataclass(frozen=True)
 class PriorEstimate:
@@ -97,14 +100,35 @@ def selected_at_random_z(positive: np.ndarray, pool: np.ndarray) -> float:
         positive: [P] held-out scores of positives.
         pool: [U] held-out scores of the unlabelled.
     """
-    shares = []
-    for quantile in (0.5, 0.8):
-        cut = np.quantile(positive, quantile)
-        shares.append((np.mean(positive >= cut), max(np.mean(pool >= cut), 1 / len(pool))))
-    (wide_positive, wide_pool), (top_positive, top_pool) = shares
-    change = np.log(wide_pool / wide_positive) - np.log(top_pool / top_positive)
-    variance = 1 / (len(pool) * wide_pool) + 1 / (len(pool) * top_pool) + (1 / top_positive - 1) / len(positive)
-    return float(change / np.sqrt(variance))
+    wide, top = np.quantile(positive, [0.5, 0.8])
+    counts = [np.array([(scores >= wide).sum(), (scores >= top).sum()]) for scores in (positive, pool)]
+    (wide_positive, top_positive), (wide_pool, top_pool) = counts
+    share = top_positive / wide_positive  # of those above the median, as it should be in the pool
+    if share == 1 or wide_pool == 0:
+        return 0.0
+    variance = wide_pool * share * (1 - share) * (1 + wide_pool / wide_positive)  # binomial, and that of `share`
+    return float((wide_pool * share - top_pool) / np.sqrt(variance))
+
+
+def selected_at_random(positive: np.ndarray, pool: np.ndarray) -> bool:
+    """Return whether the class prior can be estimated: the test passes, and there are pool images to test it on."""
+    if np.sum(pool >= np.median(positive)) < ENOUGH:
+        return False
+    return selected_at_random_z(positive, pool) <= LARGEST_Z
+
+
+def share_like_positives(positive: np.ndarray, pool: np.ndarray, *, quantile: float) -> float:
+    """Return the share of the pool that scores like the positives, in that view of them where it is largest.
+
+    Under selection at random it is at least 1 - quantile times the class prior, and more by those negatives that are
+    hard to tell from positives.
+
+    Args:
+        positive: [V, P] held-out scores of positives in V views.
+        pool: [U] held-out scores of the unlabelled.
+        quantile: share of the positives that may score lower.
+    """
+    return float(max(np.mean(pool >= np.quantile(view, quantile)) for view in positive))
 
 
 def estimate_class_prior(
@@ -138,7 +162,7 @@ def estimate_class_prior(
 def class_prior_block(
     positive: np.ndarray, pool: np.ndarray, *, given: float | None, seed: int
 ) -> dict[str, float | list[float] | None]:
-    """Return what the summary says of the class prior: as given, or estimated, with its interval and test.
+    """Return what the summary says of the class prior, given or estimated: its interval, test, whether it holds.
 
     Args:
         positive: [P] held-out scores of positives.
@@ -146,12 +170,14 @@ def class_prior_block(
         given: the user's class prior, or None to estimate it.
         seed: of the bootstrap.
     """
+    test = {"selected_at_random_z": selected_at_random_z(positive, pool)}
     if given is not None:
-        return {"class_prior": given, "class_prior_interval": None}
+        return {"class_prior": given, "class_prior_interval": None, "class_prior_holds": True, **test}
     estimate = estimate_class_prior(positive, pool, seed=seed)
     return {
         "class_prior": estimate.class_prior,
         "class_prior_interval": [estimate.lo, estimate.hi],
         "class_prior_second": estimate.second,
-        "selected_at_random_z": selected_at_random_z(positive, pool),
+        "class_prior_holds": selected_at_random(positive, pool),
+        **test,
     }

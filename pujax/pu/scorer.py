@@ -15,12 +15,16 @@ from etils import epath
 from jax.sharding import Mesh
 
 from pujax.config import FinetunedScorerConfig, FrozenScorerConfig, ScorerConfig
+from pujax.data.styles import STYLES, restyle
 from pujax.inference import map_images
 from pujax.networks import Network
 from pujax.progress import Progress
-from pujax.pu.heads import Inputs, init_heads, make_head, score
+from pujax.pu.heads import Inputs, in_styles, init_heads, make_head, score
 from pujax.sharding import is_main_process, replicate
-from pujax.weights import load_weights
+from pujax.weights import load_metadata, load_weights
+
+STYLED = {"styles": "on"}  # metadata of the weights of heads that saw several styles
+_MOST_VIEWS = 100_000  # of all labelled images together
 
 
 class PUNet(nn.Module):
@@ -60,13 +64,14 @@ def make_score_fn(config: ScorerConfig, teacher: Network, path: epath.Path) -> t
     Raises:
         UserError: the weights do not fit.
     """
-    weights = load_weights(path, _template(config, teacher))
+    frozen = in_styles(config.frozen) if load_metadata(path).items() >= STYLED.items() else config.frozen
+    weights = load_weights(path, _template(config, frozen, teacher))
 
     def score_images(variables: Any, weights: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return the teacher's logits [B, K] and the scores [B]."""
         if config.mode == "frozen":
-            logits, seen = frozen_inputs(config.frozen, teacher, variables, images)
-            return logits, jnp.mean(score(config.frozen, weights, seen), axis=0)
+            logits, seen = frozen_inputs(frozen, teacher, variables, images)
+            return logits, jnp.mean(score(frozen, weights, seen), axis=0)
         prepared = teacher.preprocessing.prepare(images)
         return (
             teacher.module.apply(variables, prepared, train=False)[0],
@@ -84,15 +89,15 @@ def make_score_fn(config: ScorerConfig, teacher: Network, path: epath.Path) -> t
     return fn, (teacher.variables, weights)
 
 
-def _template(config: ScorerConfig, teacher: Network) -> Any:
+def _template(config: ScorerConfig, frozen: FrozenScorerConfig, teacher: Network) -> Any:
     """Return the shapes of the scorer's weights."""
 
     def init(variables: Any, rng: jax.Array) -> Any:
         if config.mode == "finetune":
             return init_pu_net(make_pu_net(config.finetune, teacher), teacher, variables, rng)
         images = jnp.zeros((1, *teacher.preprocessing.image_shape), jnp.uint8)
-        _, inputs = frozen_inputs(config.frozen, teacher, variables, images)
-        return init_heads(config.frozen, rng, size=inputs["features"].shape[-1], num_classes=teacher.num_classes)
+        _, inputs = frozen_inputs(frozen, teacher, variables, images)
+        return init_heads(frozen, rng, size=inputs["features"].shape[-1], num_classes=teacher.num_classes)
 
     return jax.eval_shape(init, teacher.variables, jax.random.key(0))
 
@@ -151,3 +156,44 @@ def extract_inputs(
     result = map_images(fn, variables, read, num_images, batch_size=batch_size, mesh=mesh, progress=progress)
     progress.close()
     return result
+
+
+def extract_in_styles(
+    config: FrozenScorerConfig,
+    teacher: Network,
+    read: Callable[[np.ndarray], np.ndarray],
+    num_images: int,
+    *,
+    seed: int,
+    mesh: Mesh,
+    batch_size: int,
+) -> dict[str, np.ndarray]:
+    """Return what the heads see of images in several styles, [views, num_images, ...], the plain ones first.
+
+    Each image is taken in every style, or in fewer, but two at least, where there are very many images; these are dealt
+    out in turn.
+
+    Args:
+        config: which views of an image are taken.
+        teacher: the frozen network.
+        read: `indices [n] -> uint8 [n, H, W, C]`.
+        num_images: how many images there are.
+        seed: of the strength of the styles.
+        mesh: devices.
+        batch_size: of a forward pass.
+    """
+    views = min(len(STYLES), max(2, _MOST_VIEWS // num_images))
+
+    def read_views(rows: np.ndarray) -> dict[str, np.ndarray]:
+        index, view = np.divmod(rows, views)
+        style = np.where(view == 0, 0, 1 + (index + view - 1) % (len(STYLES) - 1))
+        images, place = np.unique(index, return_inverse=True)
+        return {"image": read(images)[place], "index": index.astype(np.int32), "style": style.astype(np.int32)}
+
+    def fn(variables: Any, batch: dict[str, jax.Array]) -> Inputs:
+        images = restyle(jax.random.key(seed), batch["image"], batch["index"], batch["style"])
+        return frozen_inputs(config, teacher, variables, images)[1]
+
+    variables, count = replicate(mesh, teacher.variables), num_images * views
+    seen = map_images(fn, variables, read_views, count, batch_size=batch_size, mesh=mesh)
+    return {name: np.moveaxis(x.reshape(num_images, views, *x.shape[1:]), 1, 0) for name, x in seen.items()}

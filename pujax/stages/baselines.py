@@ -25,7 +25,7 @@ def run(job: Job, name: str, *, budget: int) -> dict[str, Any]:
     parts = training_parts(job, name, budget)
     block = make_student(job, f"baselines/{name}", parts)
     found = precision_and_recall(parts[1][0].truth, parts[1][1]) if len(parts) == 2 else {}
-    return {"accuracy": block["accuracy"], "train_images": block["train_images"], **found}
+    return {name: block[name] for name in ("accuracy", "lowest_class_accuracy", "train_images")} | found
 
 
 def check_data(sources: dict[str, ImageSource], name: str) -> None:
@@ -47,5 +47,4 @@ def training_parts(job: Job, name: str, budget: int) -> Parts:
         return [(labelled, np.tile(rows, -(-job.config.distill.batch_size // len(rows))))]
     if name == "true_positives":
         return [(labelled, rows), (pool, np.flatnonzero(pool.truth))]
-    options = {"threshold": 0.0, "class_prior": 0.0, "seed": job.config.seed}
-    return [(labelled, rows), (pool, select(name, job.score_table(), budget=budget, **options))]
+    return [(labelled, rows), (pool, select(name, job.score_table(), budget=budget, seed=job.config.seed))]

@@ -1,38 +1,51 @@
 """Stage 2: train the positive-unlabelled scorer on the labelled images and a sample of the pool.
 
-`frozen`: the features of both are computed once, and small heads are trained on them, crosswise over folds.
+`frozen`: the features of both are computed once, and small heads are trained on them, crosswise over folds. Where the
+two then prove to differ in style, the heads are trained again on the labelled images in several styles.
 `finetune`: the whole network is trained end to end, as released; a share of both is kept out of training, and gives the
 held-out scores.
 """
 
 import functools
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from pujax.artifacts import save_arrays
-from pujax.config import FinetunedScorerConfig, given_class_prior
+from pujax.config import FinetunedScorerConfig, FrozenScorerConfig, given_class_prior
 from pujax.data.batches import make_batches
 from pujax.data.reading import read_or_fail, reasons_of, training_images
 from pujax.data.sources import ImageSource
 from pujax.data.transforms import augment
 from pujax.data.unreadable import check_share, write_reasons
+from pujax.errors import UserError
 from pujax.inference import map_images
 from pujax.job import Job
 from pujax.metrics import auc
 from pujax.networks import Network
-from pujax.pu.heads import fit_heads
+from pujax.pu.heads import Inputs, fit_heads, in_styles
 from pujax.pu.losses import PULoss, make_pu_loss
-from pujax.pu.prior import class_prior_block
-from pujax.pu.scorer import PUNet, extract_inputs, init_pu_net, make_pu_net
+from pujax.pu.prior import class_prior_block, selected_at_random, share_like_positives
+from pujax.pu.scorer import STYLED, PUNet, extract_in_styles, extract_inputs, init_pu_net, make_pu_net
 from pujax.sharding import is_main_process, replicate
 from pujax.train import LossFn, fit
 from pujax.weights import save_weights
 
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
+
+
+class HeldOut(NamedTuple):
+    """Scores of images by models that did not train on them."""
+
+    positive: np.ndarray  # [V, P], of the labelled images; the plain view first, then in other styles
+    pool: np.ndarray  # [U], of the pool sample
+    pool_index: np.ndarray  # int64 [U], its places in the pool
+
+
+Trained = tuple[Any, HeldOut, dict[str, str]]  # weights, held-out scores, what the weights file says of itself
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -45,15 +58,31 @@ def run(job: Job) -> dict[str, Any]:
     )
     sample = sample_pool(len(pool), config.scorer.pool_sample, config.seed)
     train = _train_frozen if config.scorer.mode == "frozen" else _train_finetuned
-    weights, held_out = train(job, loss, sample)
+    weights, held_out, metadata = train(job, loss, sample)
     if is_main_process():
-        save_weights(job.workdir.scorer, weights)
-        save_arrays(job.workdir.held_out, **held_out)
-    prior = class_prior_block(held_out["positive"], held_out["pool"], given=given, seed=config.seed)
-    _warn_of_bias(prior)
-    block = {"loss": options.loss, **prior, "steps": options.num_steps}
-    block["held_out_auc"] = auc(held_out["positive"], held_out["pool"])  # positives against the unlabelled
+        save_weights(job.workdir.scorer, weights, metadata=metadata)
+        save_arrays(job.workdir.held_out, **held_out._asdict())
+    in_range = share_like_positives(held_out.positive, held_out.pool, quantile=0.25)
+    if in_range < config.scorer.min_in_range:
+        raise UserError(_empty(in_range, held_out))
+    plain = held_out.positive[0]
+    block = {"loss": options.loss, "steps": options.num_steps, "styles": len(held_out.positive), "in_range": in_range}
+    block["like_labelled"] = share_like_positives(held_out.positive, held_out.pool, quantile=0.1)
+    block |= class_prior_block(plain, held_out.pool, given=given, seed=config.seed)
+    if given is None and config.scorer.mode == "frozen" and options.styles == "auto" and metadata:
+        block["class_prior_holds"] = False  # the test that failed was that of the heads before
+    block["held_out_auc"] = auc(plain, held_out.pool)  # positives against the unlabelled
     return block | truth_auc(held_out, pool)
+
+
+def _empty(in_range: float, held_out: HeldOut) -> str:
+    """Return what to tell the user of a pool that has nothing like the labelled images."""
+    looked_at, views = len(held_out.pool), len(held_out.positive)
+    return (
+        f"of {looked_at} pool images looked at, {round(in_range * looked_at)} score like a labelled one (above the "
+        f"lower quartile of the held-out labelled images, plain or in one of {views - 1} other styles): the pool seems "
+        "to hold none of the task's images. Look at data.pool; to go on all the same, set scorer.min_in_range=0"
+    )
 
 
 def sample_pool(pool_size: int, sample_size: int, seed: int) -> np.ndarray:
@@ -63,55 +92,58 @@ def sample_pool(pool_size: int, sample_size: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).choice(pool_size, sample_size, replace=False))
 
 
-def truth_auc(held_out: dict[str, np.ndarray], pool: ImageSource) -> dict[str, float]:
+def truth_auc(held_out: HeldOut, pool: ImageSource) -> dict[str, float]:
     """Return the AUC of the held-out pool scores, where the pool carries truth of both kinds for evaluation."""
     if pool.truth is None:
         return {}
-    truth = pool.truth[held_out["pool_index"]]
-    return {"truth_auc": auc(held_out["pool"][truth], held_out["pool"][~truth])} if 0 < truth.sum() < len(truth) else {}
-
-
-def _warn_of_bias(prior: dict[str, Any]) -> None:
-    z = prior.get("selected_at_random_z", 0.0)
-    if z > 3 and is_main_process():
-        print(
-            f"warning: labelled images score above the best of the pool (z = {z:.1f}), so they were not selected "
-            f"completely at random from its positives, and the class prior {prior['class_prior']:.2g} is not to be "
-            "trusted; set select.rule=top_k and select.budget",
-            file=sys.stderr,
-        )
+    truth = pool.truth[held_out.pool_index]
+    return {"truth_auc": auc(held_out.pool[truth], held_out.pool[~truth])} if 0 < truth.sum() < len(truth) else {}
 
 
 # --- frozen ---------------------------------------------------------------------------------------------------
 
 
-def _train_frozen(job: Job, loss: PULoss, sample: np.ndarray) -> tuple[Any, dict[str, np.ndarray]]:
+def _train_frozen(job: Job, loss: PULoss, sample: np.ndarray) -> Trained:
     config, labelled, pool = job.config, job.sources["labelled"], job.sources["pool"]
-    frozen = config.scorer.frozen
-    extract = functools.partial(
-        extract_inputs, frozen, job.teacher(), mesh=job.mesh, batch_size=config.run.inference_batch_size
-    )
-    positives = extract(lambda rows: read_or_fail(labelled, rows, "data.labelled"), len(labelled))
+    frozen, teacher = config.scorer.frozen, job.teacher()
+    forward = {"mesh": job.mesh, "batch_size": config.run.inference_batch_size}
+
+    def read_labelled(rows: np.ndarray) -> np.ndarray:
+        return read_or_fail(labelled, rows, "data.labelled")
+
     reasons = np.full(len(sample), "", object)
 
     def read(rows: np.ndarray) -> np.ndarray:
         images, reasons[rows] = pool.read(sample[rows])
         return images
 
-    inputs = extract(read, len(sample), name="pool features")
+    inputs = extract_inputs(frozen, teacher, read, len(sample), name="pool features", **forward)
     readable = _check_readable(job, sample, reasons)
-    weights, positive_scores, pool_scores = fit_heads(
-        frozen,
-        loss,
-        positives,
-        {name: column[readable] for name, column in inputs.items()},
-        labels=labelled.labels,
-        num_classes=config.data.num_classes,
-        seed=config.seed,
-        mesh=job.mesh,
-        log=job.log,
-    )
-    return weights, {"positive": positive_scores, "pool": pool_scores, "pool_index": sample[readable]}
+    inputs = {name: column[readable] for name, column in inputs.items()}
+
+    def train(options: FrozenScorerConfig, positives: Inputs) -> tuple[Any, HeldOut]:
+        weights, positive, unlabelled = fit_heads(
+            options,
+            loss,
+            positives,
+            inputs,
+            labels=labelled.labels,
+            num_classes=config.data.num_classes,
+            seed=config.seed,
+            mesh=job.mesh,
+            log=job.log,
+        )
+        return weights, HeldOut(positive, unlabelled, sample[readable])
+
+    if frozen.styles != "on":
+        plain = extract_inputs(frozen, teacher, read_labelled, len(labelled), **forward)
+        weights, held_out = train(frozen, {name: column[None] for name, column in plain.items()})
+        if frozen.styles == "off" or selected_at_random(held_out.positive[0], held_out.pool):
+            return weights, held_out, {}
+        if is_main_process():
+            print("scorer: labelled and pool images differ in style; trained again in several styles", file=sys.stderr)
+    styled = extract_in_styles(frozen, teacher, read_labelled, len(labelled), seed=config.seed, **forward)
+    return *train(in_styles(frozen), styled), STYLED
 
 
 def _check_readable(job: Job, sample: np.ndarray, reasons: np.ndarray) -> np.ndarray:
@@ -143,7 +175,7 @@ def _on_any_process(flags: np.ndarray) -> np.ndarray:
 # --- finetune -------------------------------------------------------------------------------------------------
 
 
-def _train_finetuned(job: Job, loss: PULoss, sample: np.ndarray) -> tuple[Any, dict[str, np.ndarray]]:
+def _train_finetuned(job: Job, loss: PULoss, sample: np.ndarray) -> Trained:
     config, teacher, unit = job.config, job.teacher(), job.workdir.unit("scorer")
     labelled, pool, finetune = job.sources["labelled"], job.sources["pool"], config.scorer.finetune
     readable = sample[_check_readable(job, sample, reasons_of(pool, sample))]
@@ -183,11 +215,8 @@ def _train_finetuned(job: Job, loss: PULoss, sample: np.ndarray) -> tuple[Any, d
         on_mesh, batch_size = replicate(job.mesh, weights), config.run.inference_batch_size
         return map_images(predict, on_mesh, read, len(indices), batch_size=batch_size, mesh=job.mesh)["score"]
 
-    held_out = {
-        "positive": score(labelled, held_positives, "data.labelled"),
-        "pool": score(pool, held_pool, "data.pool"),
-    }
-    return weights, held_out | {"pool_index": held_pool}
+    positive = score(labelled, held_positives, "data.labelled")[None]
+    return weights, HeldOut(positive, score(pool, held_pool, "data.pool"), held_pool), {}
 
 
 def split_off(indices: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

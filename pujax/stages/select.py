@@ -1,34 +1,82 @@
-"""Stage 4: choose from the score table. It takes seconds, and another rule or budget scores no image again."""
+"""Stage 4: choose from the score table. It takes seconds, and another rule or budget scores no image again.
 
-from typing import Any
+How many images: as many as the budget says; without one, as many as the class prior says there are positives. Where
+more than that score like labelled images the two cannot be told apart, and more of them teach a student more than the
+very best alone: as many are taken as its updates can use. Where no class prior holds, those that score like labelled
+images in one of the styles are taken, up to the same number.
+"""
+
+import sys
+from typing import Any, NamedTuple
 
 import pyarrow.compute as pc
 
 from pujax.artifacts import read_table
+from pujax.config import Config
 from pujax.job import Job
 from pujax.metrics import precision_and_recall
 from pujax.score_table import write_selection
 from pujax.selection import select
 from pujax.sharding import barrier, is_main_process
 
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 
 
-def run(job: Job, *, class_prior: float) -> dict[str, Any]:
-    """Leave the chosen images' keys and scores in the work directory; return the summary block."""
+class Decision(NamedTuple):
+    """What to choose by."""
+
+    rule: str  # a key of selection.RULES
+    budget: int
+    doubt: str = ""  # in plain words, where the class prior is not used
+
+
+def run(job: Job, *, found: dict[str, Any]) -> dict[str, Any]:
+    """Leave the chosen images' keys and scores in the work directory; return the summary block.
+
+    Args:
+        job: the job.
+        found: the scorer's summary block: its class prior, and whether it holds.
+    """
     config, pool = job.config, job.sources["pool"]
     table = job.score_table()
     scored, _ = table.counts()
+    rule, budget, doubt = decide(config, found, scored)
     chosen = select(
-        config.select.rule,
+        rule,
         table,
+        budget=budget,
         threshold=config.select.threshold,
-        budget=config.select.budget or max(round(class_prior * scored), 1),
-        class_prior=class_prior,
+        sharpness=config.select.sharpness,
         seed=config.seed,
     )
     if is_main_process():
         write_selection(job.workdir.selected, table, chosen)
+        if doubt:
+            print(f"warning: {doubt}", file=sys.stderr)
     barrier("selected")
     lowest = pc.min(read_table(job.workdir.selected, ["score"])["score"]).as_py()
-    return {"selected": len(chosen), "threshold": lowest, **precision_and_recall(pool.truth, chosen)}
+    block = {"rule": rule, "selected": len(chosen), "threshold": lowest, **precision_and_recall(pool.truth, chosen)}
+    return block | ({"doubt": doubt} if doubt else {})
+
+
+def decide(config: Config, found: dict[str, Any], scored: int) -> Decision:
+    """Return the rule and the budget for a pool of `scored` images, by the options and what the scorer found."""
+    own, distill = config.select, config.distill
+    if own.rule in ("threshold", "all") or own.budget:
+        return Decision(own.rule, own.budget)
+    rule = "top_k" if own.rule == "prior" else own.rule
+    like = round(found["like_labelled"] * scored)
+    usable = min(max(distill.num_steps // own.passes, 1) * distill.batch_size, scored)
+    if not found["class_prior_holds"]:
+        budget = min(max(like, distill.batch_size), usable)
+        doubt = (
+            "labelled and pool images differ in kind or style, so how many of the pool belong to the task is not known "
+            f"(the estimate, {found['class_prior']:.2g}, fails its test, z = {found['selected_at_random_z']:.1f}); "
+            f"{budget} images are taken: {like} score like labelled ones, and {distill.num_steps} updates can use "
+            f"{usable}; set select.budget where you know better"
+        )
+        return Decision(rule, budget, doubt)
+    budget = max(round(found["class_prior"] * scored), 1)
+    if interval := found["class_prior_interval"]:  # it was estimated
+        budget = scored if interval[1] >= 1 else max(budget, min(like, usable))
+    return Decision(rule, budget)

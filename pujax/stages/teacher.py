@@ -40,7 +40,7 @@ def run(job: Job) -> dict[str, Any]:
         save_network(job.workdir.teacher, teacher)
     batch_size = config.run.inference_batch_size
     return {
-        "accuracy": accuracy(teacher, job.sources["test"], mesh=job.mesh, batch_size=batch_size),
+        **accuracy(teacher, job.sources["test"], mesh=job.mesh, batch_size=batch_size),
         "num_params": num_params(teacher.variables),
         "flops_per_image": flops_per_image(teacher.module, teacher.variables, teacher.preprocessing.image_shape),
     }
