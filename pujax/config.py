@@ -178,6 +178,8 @@ class SelectConfig:
     budget: int = option(0, at_least=0, used_if={"rule": _WITH_BUDGET})
     # The draw has weights exp(sharpness x score); 0 finds it from the budget.
     sharpness: float = option(0.0, at_least=0, used_if={"rule": ("sample",)})
+    # Copies of test and labelled images among the chosen ones: counted, also left out, or not looked for.
+    copies: str = option("count", choices=("count", "drop", "ignore"))
     passes: int = option(50, above=0)  # times that the student sees each image, where it is not for the prior to say
 
 

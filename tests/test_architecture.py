@@ -14,7 +14,7 @@ LAYERS = (
     {"data"},
     {"networks", "train"},
     {"inference"},
-    {"pu", "student", "job"},
+    {"pu", "student", "job", "near_duplicates"},
     {"stages"},
     {"pipeline"},
     {"plan"},

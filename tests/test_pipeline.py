@@ -434,6 +434,25 @@ def test_a_pool_that_is_all_in_domain_is_taken_whole(tmp_path):
     assert summary["scorer"]["class_prior_holds"] and summary["mining"]["selected"] == 1500
 
 
+def test_copies_of_test_images_among_the_chosen_are_counted_or_left_out(tmp_path):
+    pool, test = load_embedded("pool"), load_embedded("test")["images"][:20]
+    images, truth = np.concatenate([pool["images"][:1000], test]), np.append(pool["truth"][:1000], np.ones(20, bool))
+    np.savez(tmp_path / "pool.npz", images=images, truth=truth)
+
+    def choose(copies):
+        def change(config):
+            config.data.pool = SourceConfig(kind="array", path=str(tmp_path / "pool.npz"))
+            config.select.rule, config.select.budget, config.select.copies = "top_k", 500, copies
+
+        return change
+
+    count, ignore, drop = (in_process(tmp_path, choose(copies))["mining"] for copies in ("count", "ignore", "drop"))
+    assert 20 <= count["copies_of_test"] < 30 and count["copies_of_labelled"] < 10
+    assert count["selected"] == ignore["selected"] == 500 and "copies_of_test" not in ignore
+    assert 465 < drop["selected"] <= 480
+    assert pq.read_table(tmp_path / "run" / "select" / "selected.parquet")["index"].to_numpy().max() < 1000
+
+
 @pytest.mark.parametrize(
     ("options", "found", "expected"),
     [

@@ -9,12 +9,14 @@ images in one of the styles are taken, up to the same number.
 import sys
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow.compute as pc
 
 from pujax.artifacts import read_table
 from pujax.config import Config
 from pujax.job import Job
 from pujax.metrics import precision_and_recall
+from pujax.near_duplicates import find_copies
 from pujax.score_table import write_selection
 from pujax.selection import select
 from pujax.sharding import barrier, is_main_process
@@ -49,6 +51,9 @@ def run(job: Job, *, found: dict[str, Any]) -> dict[str, Any]:
         sharpness=config.select.sharpness,
         seed=config.seed,
     )
+    copies = {} if config.select.copies == "ignore" else count_copies(job, chosen)
+    if config.select.copies == "drop":
+        chosen = chosen[~np.any(list(copies.values()), axis=0)]
     if is_main_process():
         write_selection(job.workdir.selected, table, chosen)
         if doubt:
@@ -56,7 +61,15 @@ def run(job: Job, *, found: dict[str, Any]) -> dict[str, Any]:
     barrier("selected")
     lowest = pc.min(read_table(job.workdir.selected, ["score"])["score"]).as_py()
     block = {"rule": rule, "selected": len(chosen), "threshold": lowest, **precision_and_recall(pool.truth, chosen)}
+    block |= {f"copies_of_{part}": int(found.sum()) for part, found in copies.items()}
     return block | ({"doubt": doubt} if doubt else {})
+
+
+def count_copies(job: Job, chosen: np.ndarray) -> dict[str, np.ndarray]:
+    """Return which chosen images, bool [n], are also in the test set and among the labelled images, by part."""
+    forward = {"mesh": job.mesh, "batch_size": job.config.run.inference_batch_size}
+    pool = job.sources["pool"]
+    return {part: find_copies(pool, chosen, job.sources[part], **forward) for part in ("test", "labelled")}
 
 
 def decide(config: Config, found: dict[str, Any], scored: int) -> Decision:
