@@ -5,7 +5,7 @@
 
 The task is MNIST or Fashion-MNIST with few labelled images a class. The pool of 40,000 holds images of the task at a
 small rate, which alone are shifted, letters, and images of the other of the two. Beside pujax stand random images of
-equal number, the scorer that sees no styles, and, for one draw, the choice drawn by the scores and the true positives.
+equal number and, for one draw, the true positives, the scorer that sees no styles, and a choice drawn by the scores.
 Lines are appended to `benchmarks/results/real_pools.jsonl` or `imbalance.jsonl`; what is there is not run again.
 """
 
@@ -47,7 +47,11 @@ CLASSES: dict[str, np.ndarray] = {
     "3 classes": np.isin(np.arange(10), (2, 5, 7)) / 3,
     "power law": 1 / np.arange(1, 11) / np.sum(1 / np.arange(1, 11)),
 }
-SETTINGS = (("digits", 10, 0.02), ("clothes", 10, 0.02), ("digits", 100, 0.05))
+SETTINGS = (
+    ("digits", 10, 0.02, (*SHIFTS, "3 classes", "empty")),
+    ("clothes", 10, 0.02, (*SHIFTS, "empty")),
+    ("digits", 100, 0.05, ("none", "blurred", "turned")),
+)
 ROWS: dict[str, dict[str, Any]] = {
     "pujax": {},
     "no styles": {"scorer.frozen.styles": "off"},  # the scorer alone
@@ -94,8 +98,7 @@ def jobs(imbalance: bool, seeds: int, data: Path, workdir: Path) -> list[Job]:
     if imbalance:
         rows, settings = REMEDIES, [("digits", pool, 10, 0.05) for pool in CLASSES]
     else:
-        pools = (*SHIFTS, "3 classes", "empty")
-        rows, settings = ROWS, [(task, pool, n, rate) for task, n, rate in SETTINGS for pool in pools]
+        rows, settings = ROWS, [(task, pool, n, rate) for task, n, rate, pools in SETTINGS for pool in pools]
 
     def job(row: str, changes: dict[str, Any], setting: dict[str, Any], seed: int) -> Job:
         if row == "pujax" and not imbalance and setting["pool"] != "empty":
@@ -109,7 +112,7 @@ def jobs(imbalance: bool, seeds: int, data: Path, workdir: Path) -> list[Job]:
         for seed in range(seeds)
         for setting in settings
         for row, changes in rows.items()
-        if row != "drawn by the scores" or (seed == 0 and setting[1] != "empty")
+        if imbalance or row == "pujax" or (seed == 0 and setting[1] != "empty")
     ]
 
 
