@@ -5,7 +5,7 @@
 
 The task is MNIST or Fashion-MNIST with few labelled images a class. The pool of 40,000 holds images of the task at a
 small rate, which alone are shifted, letters, and images of the other of the two. Beside pujax stand random images of
-equal number and, for one draw, the true positives, the scorer that sees no styles, and a choice drawn by the scores.
+equal number and, for one draw, the scorer that sees no styles and, on two pools, a choice drawn by the scores.
 Lines are appended to `benchmarks/results/real_pools.jsonl` or `imbalance.jsonl`; what is there is not run again.
 """
 
@@ -47,10 +47,10 @@ CLASSES: dict[str, np.ndarray] = {
     "3 classes": np.isin(np.arange(10), (2, 5, 7)) / 3,
     "power law": 1 / np.arange(1, 11) / np.sum(1 / np.arange(1, 11)),
 }
-SETTINGS = (
-    ("digits", 10, 0.02, (*SHIFTS, "3 classes", "empty")),
-    ("clothes", 10, 0.02, (*SHIFTS, "empty")),
-    ("digits", 100, 0.05, ("none", "blurred", "turned")),
+SETTINGS = (  # task, labelled images a class, rate, pools, draws at most
+    ("digits", 10, 0.02, (*SHIFTS, "3 classes", "empty"), 3),
+    ("clothes", 10, 0.02, (*SHIFTS, "empty"), 3),
+    ("digits", 100, 0.05, ("none", "blurred", "turned"), 1),
 )
 ROWS: dict[str, dict[str, Any]] = {
     "pujax": {},
@@ -94,26 +94,28 @@ def pool_config(task: str, pool: str, per_class: int, rate: float, seed: int, da
 
 
 def jobs(imbalance: bool, seeds: int, data: Path, workdir: Path) -> list[Job]:
-    """Return every job, seed after seed."""
-    if imbalance:
-        rows, settings = REMEDIES, [("digits", pool, 10, 0.05) for pool in CLASSES]
-    else:
-        rows, settings = ROWS, [(task, pool, n, rate) for task, n, rate, pools in SETTINGS for pool in pools]
+    """Return every job, draw after draw."""
+    settings = [("digits", 10, 0.05, tuple(CLASSES), seeds)] if imbalance else SETTINGS
+    out = []
+    for seed in range(seeds):
+        for task, per_class, rate, pools, draws in settings:
+            for pool in pools if seed < draws else ():
+                setting = {"task": task, "pool": pool, "per_class": per_class, "rate": rate}
+                for row, changes in (REMEDIES if imbalance else ROWS).items():
+                    if not imbalance and row != "pujax" and (seed > 0 or pool == "empty"):
+                        continue
+                    if row == "drawn by the scores" and pool not in ("none", "blurred"):
+                        continue
+                    if row == "pujax" and not imbalance and pool != "empty":
+                        changes = {"baselines": ("random",)}
+                    make = partial(_changed, changes, **setting, seed=seed, data=data, workdir=workdir)
+                    stages = STAGES_OF_RATES if row == "no styles" else pipeline.STAGES
+                    out.append(Job(row, seed, setting, make, stages))
+    return out
 
-    def job(row: str, changes: dict[str, Any], setting: dict[str, Any], seed: int) -> Job:
-        if row == "pujax" and not imbalance and setting["pool"] != "empty":
-            changes = {"baselines": ("random", "true_positives") if seed == 0 else ("random",)}
-        stages = STAGES_OF_RATES if row == "no styles" else pipeline.STAGES
-        make = partial(pool_config, **setting, seed=seed, data=data, workdir=workdir)
-        return Job(row, seed, setting, lambda: set_options(make(), changes), stages)
 
-    return [
-        job(row, changes, dict(zip(("task", "pool", "per_class", "rate"), setting)), seed)
-        for seed in range(seeds)
-        for setting in settings
-        for row, changes in rows.items()
-        if imbalance or row == "pujax" or (seed == 0 and setting[1] != "empty")
-    ]
+def _changed(changes: dict[str, Any], **setting: Any) -> Config:
+    return set_options(pool_config(**setting), changes)
 
 
 def main() -> None:

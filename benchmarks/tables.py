@@ -124,6 +124,35 @@ def rates_table(lines: list[dict]) -> str:
     return markdown(head, rows, "---")
 
 
+def real_pools_table(lines: list[dict]) -> str:
+    """Return Markdown: for every pool what the scorer and the student reach, beside random images of equal number."""
+    head = "task, labelled a class, rate; positives in the pool; z; AUC without styles; AUC; chosen; precision, %; "
+    head += "student, %; random, %; true positives, %; drawn by the scores, %"
+    rows = []
+    for setting, own in grouped(lines, itemgetter("task", "per_class", "rate", "pool")).items():
+        by_row = grouped(own, itemgetter("row"))
+        mined = by_row["pujax"]
+        task, per_class, rate, pool = setting
+        rows.append([f"{task}, {per_class}, {100 * rate:g} %", pool])
+        if "refused" in mined[0]:
+            rows[-1] += ["-", "-", "-", f"refused, {len(mined)} of {len(mined)}", *"-----"]
+            continue
+        rows[-1] += _cells(by_row.get("no styles", []), ("selected_at_random_z", 1, 1), ("truth_auc", 1, 3))
+        rows[-1] += _cells(mined, ("truth_auc", 1, 3), ("selected", 1, 0), ("precision",))
+        others = (by_row.get(row, []) for row in ("random", "true_positives", "drawn by the scores"))
+        rows[-1] += [mean_sd([line["accuracy"] for line in group]) for group in (mined, *others)]
+    return markdown(head, rows, "---")
+
+
+def imbalance_table(lines: list[dict]) -> str:
+    """Return Markdown: accuracy of the student, over all classes and in its worst one, by what is done about them."""
+    rows = []
+    for (pool, row), own in grouped(lines, itemgetter("pool", "row")).items():
+        forms = ("accuracy",), ("lowest_class_accuracy",), ("selected", 1, 0)
+        rows.append([pool, NAMES.get(row, row), *_cells(own, *forms), str(len(own))])
+    return markdown("classes of the pool; form; student, %; its worst class, %; chosen; draws", rows, "---")
+
+
 def figures() -> dict[str, str]:
     """Return SVG by file name, for all that has been measured: speed, students of CIFAR-10, AUC by the given prior."""
     charts = speed_figures({name: read(name) for name in SPEED})
@@ -160,6 +189,7 @@ def fill(text: str) -> str:
     tables = {name: (accuracy_table, lines) for name, lines in students.items()}
     tables |= {name: (rates_table, read(name)) for name in ("rates", "digits_rates")}
     tables |= {name: (functools.partial(with_chart, name), read(name)) for name in SPEED}
+    tables |= {"real_pools": (real_pools_table, read("real_pools")), "imbalance": (imbalance_table, read("imbalance"))}
     tables |= {"scorers": (scorers_table, read("scorers")), "at_scale": (at_scale_table, read("at_scale"))}
     for name, (make, lines) in tables.items():
         table = make(lines) if lines else "Not measured yet."

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LARGEST_Z = 2.0  # see docs/results.md for its error rates
+LARGEST_Z = 2.0  # for its error rates see docs/notebook.md
 ENOUGH = 10  # pool images that score like the upper half of the positives, for a test to say anything
 
 
