@@ -115,15 +115,23 @@ def _inputs(part: Arrays, rows: Any = slice(None)) -> Arrays:
 
 
 def _fit(
-    config: Config, changes: dict, *inputs: Arrays, labels: np.ndarray | None = None, class_prior: float | None = None
+    config: Config,
+    changes: dict,
+    positives: Arrays,
+    pool: Arrays,
+    *,
+    labels: np.ndarray | None = None,
+    class_prior: float | None = None,
 ) -> tuple[Any, np.ndarray, np.ndarray]:
     """Train heads under a changed recipe; return their weights, held-out scores of the positives and of the pool."""
     scorer = dataclasses.replace(config.scorer.frozen, **changes)
     options = {"beta": scorer.beta, "gamma": scorer.gamma, "surrogate": scorer.surrogate}
     loss, log = any_pu_loss(scorer.loss, class_prior=class_prior, **options), MetricsLog(Path(), enabled=False)
-    labels = np.zeros(len(inputs[0]["energy"]), np.int32) if labels is None else labels
+    labels = np.zeros(len(positives["energy"]), np.int32) if labels is None else labels
+    plain = {name: column[None] for name, column in positives.items()}  # one view of each
     common = {"num_classes": config.data.num_classes, "seed": config.seed, "mesh": make_mesh(), "log": log}
-    return fit_heads(scorer, loss, *inputs, labels=labels, **common)
+    weights, positive, scores = fit_heads(scorer, loss, plain, pool, labels=labels, **common)
+    return weights, positive[0], scores
 
 
 def run_ceiling(config: Config, labelled: Arrays, pool: Arrays, truth: np.ndarray) -> dict:

@@ -15,7 +15,7 @@ from pujax.data.sources import ImageSource
 from pujax.inference import map_images
 from pujax.sharding import replicate
 
-SAME = 0.995  # correlation of two thumbnails
+SAME = 0.998  # correlation of two thumbnails
 _SIDE = 16
 
 

@@ -11,10 +11,12 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from benchmarks import ablation, results_file, rivals, scorers, speed_tables, tables, throughput
+from benchmarks import ablation, real_pools, results_file, rivals, scorers, speed_tables, tables, throughput
 from configs import quickstart
 from pujax.config import Config, FrozenScorerConfig, ScorerConfig, resolve
+from pujax.data.embedded import load_embedded
 
 ROOT = Path(__file__).parent.parent
 
@@ -89,6 +91,35 @@ def test_a_draw_holds_what_it_says(tmp_path):
     assert (pool["images"].max((1, 2)) < 100).tolist() == pool["truth"].tolist()
     known = {image.tobytes() for image in labelled["images"]}
     assert not any(image.tobytes() in known for image in pool["images"])
+
+
+def test_a_real_pool_is_shifted_in_its_positives_alone(tmp_path):
+    """The pools of clothes, from small sets of flat images whose level says where they come from."""
+    for level, name in ((200, "fashion_train"), (20, "mnist_train"), (100, "letters")):
+        images = np.full((60_000 if name == "letters" else 61_000, 28, 28), level, np.uint8)
+        np.savez(tmp_path / f"{name}.npz", images=images, labels=np.arange(len(images)) % 10)
+    setting = {"task": "clothes", "per_class": 10, "rate": 0.02, "seed": 0, "data": tmp_path, "workdir": tmp_path}
+    for pool, count, level in (("none", 800, 200), ("inverted", 800, 55), ("empty", 0, 0)):
+        config = real_pools.pool_config(pool=pool, **setting)
+        columns = np.load(config.data.pool.path)
+        middles, truth = columns["images"][:, 16, 16], columns["truth"]
+        assert len(truth) == real_pools.SIZE and truth.sum() == count
+        assert (middles[truth] == level).all() and set(np.unique(middles[~truth])) == {20, 100}
+        assert np.bincount(np.load(config.data.labelled.path)["labels"]).tolist() == [10] * 10
+        resolve(config)
+
+
+def test_real_pools_differ_in_what_they_are_named_for(tmp_path):
+    rows = [job.row for job in real_pools.jobs(False, 1, tmp_path, tmp_path)]
+    assert rows.count("pujax") == 16 and set(rows) == set(real_pools.ROWS)
+    remedies = real_pools.jobs(True, 3, tmp_path, tmp_path)
+    assert len(remedies) == 3 * len(real_pools.CLASSES) * len(real_pools.REMEDIES)
+    assert all(shares.sum() == pytest.approx(1) for shares in real_pools.CLASSES.values())
+    image, rng = Image.fromarray(np.pad(load_embedded("test")["images"][0], 2)), np.random.default_rng(0)
+    shifted = {name: np.asarray(shift(image, rng)) for name, shift in real_pools.SHIFTS.items()}
+    assert np.array_equal(shifted["inverted"], 255 - shifted["none"])
+    assert shifted["blurred"].std() < shifted["none"].std()
+    assert all(np.mean(shifted[name] != shifted["none"]) > 0.2 for name in shifted if name != "none")
 
 
 def test_a_table_of_changes_holds_the_default_and_each_change_without_baselines(tmp_path):

@@ -25,7 +25,7 @@ def photographs(count, seed=0):
 
 def compressed(image):
     file = io.BytesIO()
-    Image.fromarray(image).save(file, "jpeg", quality=40)
+    Image.fromarray(image).save(file, "jpeg", quality=75)
     return np.asarray(Image.open(file))
 
 
@@ -59,4 +59,4 @@ def test_few_fashion_images_are_taken_for_others(meshes):
     found = find_copies(
         positives, np.arange(500), source(test["images"][:2000, ..., None]), mesh=meshes[0], batch_size=500
     )
-    assert found.mean() < 0.02
+    assert found.mean() < 0.005
