@@ -48,8 +48,10 @@ CLASSES: dict[str, np.ndarray] = {
     "power law": 1 / np.arange(1, 11) / np.sum(1 / np.arange(1, 11)),
 }
 SETTINGS = (  # task, labelled images a class, rate, pools, draws at most
-    ("digits", 10, 0.02, (*SHIFTS, "3 classes", "empty"), 3),
-    ("clothes", 10, 0.02, (*SHIFTS, "empty"), 3),
+    ("digits", 10, 0.02, ("none", "blurred", "turned"), 3),
+    ("clothes", 10, 0.02, ("none", "blurred", "turned"), 3),
+    ("digits", 10, 0.02, ("blurred, turned, shifted", "inverted", "3 classes", "empty"), 2),
+    ("clothes", 10, 0.02, ("blurred, turned, shifted", "inverted", "empty"), 2),
     ("digits", 100, 0.05, ("none", "blurred", "turned"), 1),
 )
 ROWS: dict[str, dict[str, Any]] = {
