@@ -12,6 +12,7 @@ from configs import quickstart
 from pujax.config import FinetunedScorerConfig, FrozenScorerConfig
 from pujax.data.embedded import embedded_path
 from pujax.data.sources import open_source
+from pujax.data.styles import STYLES
 from pujax.errors import UserError
 from pujax.metrics import auc
 from pujax.networks import Preprocessing, abstract_network, init_network, load_network
@@ -213,6 +214,29 @@ def test_on_the_quickstart_pool_the_ranking_is_good_at_any_prior():
         aucs.append(auc(logits[truth], logits[~truth]))
     assert min(aucs) > 0.99
     assert abs(aucs[1] - aucs[2]) < 0.01
+
+
+def test_images_in_styles_are_the_plain_ones_first_and_each_in_styles_of_its_own(meshes, monkeypatch):
+    config = quickstart.get_config()
+    teacher = load_network(epath.Path(embedded_path("teacher_lenet5.safetensors")), dtype=jnp.dtype(jnp.float32))
+    source = open_source(config.data.labelled, config.data, labelled=True)
+    read, frozen = lambda i: source.read(i)[0], config.scorer.frozen
+    common = {"batch_size": 64, "seed": 3}
+    one, eight = (scorer.extract_in_styles(frozen, teacher, read, 20, mesh=mesh, **common) for mesh in meshes)
+    plain = scorer.extract_inputs(frozen, teacher, read, 20, mesh=meshes[0], batch_size=20)
+    for name, column in plain.items():
+        assert one[name].shape == (len(STYLES), *column.shape)
+        np.testing.assert_allclose(one[name][0], column, atol=1e-5)
+        np.testing.assert_allclose(one[name], eight[name], atol=1e-4)
+        assert (np.abs(one[name][1:] - column[None]).reshape(len(STYLES) - 1, 20, -1).max(-1) > 1e-3).all()
+    monkeypatch.setattr(scorer, "_MOST_VIEWS", 70)  # three views of each of 20 images
+    few = scorer.extract_in_styles(frozen, teacher, read, 20, mesh=meshes[0], **common)["features"]
+    assert few.shape[:2] == (3, 20)
+    for image in range(20):  # the styles go round
+        for view in (1, 2):
+            style = 1 + (image + view - 1) % (len(STYLES) - 1)
+            place = 1 + (style - 1 - image) % (len(STYLES) - 1)  # where all styles of this image have it
+            np.testing.assert_allclose(few[view, image], one["features"][place, image], atol=1e-4)
 
 
 def test_folds_follow_the_seed():
