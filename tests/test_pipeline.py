@@ -426,7 +426,7 @@ def test_a_pool_without_positives_stops_the_run_unless_told_to_go_on(tmp_path):
         change(config)
         config.scorer.min_in_range = 0
 
-    assert in_process(tmp_path / "on", go_on)["mining"]["selected"] == 128
+    assert in_process(tmp_path, go_on)["mining"]["selected"] == 128
 
 
 def test_a_pool_that_is_all_in_domain_is_taken_whole(tmp_path):
