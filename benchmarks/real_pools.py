@@ -62,7 +62,7 @@ ROWS: dict[str, dict[str, Any]] = {
 # What to do about classes that are rare among the chosen.
 REMEDIES: dict[str, dict[str, Any]] = {
     "pujax": {},
-    "class-balanced choice": {"select.rule": "class_balanced"},
+    "highest score": {"select.rule": "top_k"},
     "robust, paper": {"distill.class_weights": "inverse_frequency", "distill.robust": "paper"},
     "robust, worst case": {"distill.robust": "worst_case"},
 }

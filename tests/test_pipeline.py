@@ -402,7 +402,7 @@ def test_a_pool_of_another_style_is_seen_in_styles_and_drawn_from(tmp_path, caps
     change = pool_of(tmp_path, np.ones_like, lambda images: 255 - images)
     summary = in_process(tmp_path, change)
     assert summary["scorer"]["styles"] == len(STYLES) and not summary["scorer"]["class_prior_holds"]
-    assert summary["mining"]["rule"] == "top_k"
+    assert summary["mining"]["rule"] == "class_balanced"
     assert summary["mining"]["selected"] == 128  # four updates need no more
     assert "differ in kind or style" in summary["mining"]["doubt"] and "set select.budget" in capsys.readouterr().err
 
@@ -457,19 +457,20 @@ def test_copies_of_test_images_among_the_chosen_are_counted_or_left_out(tmp_path
     ("options", "found", "expected"),
     [
         ({}, {}, ("top_k", 500)),  # 5 % of 10,000
-        ({}, {"like_labelled": 0.2}, ("top_k", 1280)),  # 500 updates of 128 show that many 50 times
-        ({}, {"like_labelled": 0.06}, ("top_k", 600)),
+        ({}, {"like_labelled": 0.2}, ("class_balanced", 1280)),  # 500 updates of 128 show that many 50 times
+        ({}, {"like_labelled": 0.06}, ("class_balanced", 600)),
         ({}, {"class_prior": 0.3, "like_labelled": 0.5}, ("top_k", 3000)),
         ({}, {"class_prior": 0.9, "class_prior_interval": [0.8, 1.0]}, ("top_k", 10_000)),
         ({}, {"class_prior_interval": None, "like_labelled": 0.2}, ("top_k", 500)),  # the user's own
-        ({}, {"class_prior_holds": False}, ("top_k", 450)),
-        ({}, {"class_prior_holds": False, "like_labelled": 0.5}, ("top_k", 1280)),
+        ({}, {"class_prior_holds": False}, ("class_balanced", 450)),
+        ({}, {"class_prior_holds": False, "like_labelled": 0.5}, ("class_balanced", 1280)),
         ({"rule": "mean_rank"}, {"class_prior_holds": False}, ("mean_rank", 450)),
+        ({"rule": "top_k"}, {"like_labelled": 0.06}, ("top_k", 600)),
         ({"rule": "sample", "passes": 250}, {"class_prior_holds": False}, ("sample", 256)),
         ({"rule": "sample", "budget": 7}, {"class_prior_holds": False}, ("sample", 7)),
         ({"rule": "all"}, {}, ("all", 0)),
-        ({"passes": 1}, {"class_prior_holds": False, "like_labelled": 0.9}, ("top_k", 9000)),
-        ({"passes": 1000}, {"class_prior_holds": False, "like_labelled": 0.0}, ("top_k", 128)),  # a batch
+        ({"passes": 1}, {"class_prior_holds": False, "like_labelled": 0.9}, ("class_balanced", 9000)),
+        ({"passes": 1000}, {"class_prior_holds": False, "like_labelled": 0.0}, ("class_balanced", 128)),  # a batch
     ],
 )
 def test_how_many_are_chosen(options, found, expected):

@@ -2,8 +2,8 @@
 
 How many images: as many as the budget says; without one, as many as the class prior says there are positives. Where
 more than that score like labelled images the two cannot be told apart, and more of them teach a student more than the
-very best alone: as many are taken as its updates can use. Where no class prior holds, those that score like labelled
-images in one of the styles are taken, up to the same number.
+very best alone: as many are taken as its updates can use, in equal shares of the teacher's classes. Where no class prior
+holds, those that score like labelled images in one of the styles are taken, in the same way.
 """
 
 import sys
@@ -77,7 +77,7 @@ def decide(config: Config, found: dict[str, Any], scored: int) -> Decision:
     own, distill = config.select, config.distill
     if own.rule in ("threshold", "all") or own.budget:
         return Decision(own.rule, own.budget)
-    rule = "top_k" if own.rule == "prior" else own.rule
+    best, more = ("top_k", "class_balanced") if own.rule == "prior" else (own.rule, own.rule)
     like = round(found["like_labelled"] * scored)
     usable = min(max(distill.num_steps // own.passes, 1) * distill.batch_size, scored)
     if not found["class_prior_holds"]:
@@ -88,8 +88,10 @@ def decide(config: Config, found: dict[str, Any], scored: int) -> Decision:
             f"{budget} images are taken: {like} score like labelled ones, and {distill.num_steps} updates can use "
             f"{usable}; set select.budget where you know better"
         )
-        return Decision(rule, budget, doubt)
+        return Decision(more, budget, doubt)
     budget = max(round(found["class_prior"] * scored), 1)
-    if interval := found["class_prior_interval"]:  # it was estimated
-        budget = scored if interval[1] >= 1 else max(budget, min(like, usable))
-    return Decision(rule, budget)
+    interval = found["class_prior_interval"] or [0, 0]  # none where it was given
+    if interval[1] >= 1:
+        return Decision(best, scored)
+    enough = not found["class_prior_interval"] or min(like, usable) <= budget
+    return Decision(best, budget) if enough else Decision(more, min(like, usable))
