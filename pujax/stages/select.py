@@ -1,9 +1,9 @@
 """Stage 4: choose from the score table. It takes seconds, and another rule or budget scores no image again.
 
-How many images: as many as the budget says; without one, as many as the class prior says there are positives. Where
-more than that score like labelled images the two cannot be told apart, and more of them teach a student more than the
-very best alone: as many are taken as its updates can use, in equal shares of the teacher's classes. Where no class prior
-holds, those that score like labelled images in one of the styles are taken, in the same way.
+How many images: as many as the budget says; without one, the best, as many as the class prior says there are positives.
+Where more than that score like labelled images the two cannot be told apart, and more of them teach a student more than
+the very best alone: as many are taken as its updates can use, in equal shares of the teacher's classes. Where no class
+prior holds, those that score like labelled images in one of the styles are taken, in the same way.
 """
 
 import sys
