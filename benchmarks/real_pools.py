@@ -136,7 +136,9 @@ def main() -> None:
         print(f"== {table} {job.name}", flush=True)
         try:
             append(out, *run_job(job, table, args.workdir / job.name.replace(",", ""), extra_rows=False))
-        except UserError as error:  # an empty pool
+        except UserError as error:
+            if job.setting["pool"] != "empty":
+                raise
             append(out, {"table": table, "row": job.row, "seed": job.seed, **job.setting, "refused": str(error)})
 
 
