@@ -127,7 +127,7 @@ def rates_table(lines: list[dict]) -> str:
 def real_pools_table(lines: list[dict]) -> str:
     """Return Markdown: for every pool what the scorer and the student reach, beside random images of equal number."""
     head = "task, labelled a class, rate; positives in the pool; z; AUC without styles; AUC; chosen; precision, %; "
-    head += "student, %; random, %; true positives, %; drawn by the scores, %"
+    head += "student, %; random, %; drawn by the scores, %"
     rows = []
     for setting, own in grouped(lines, itemgetter("task", "per_class", "rate", "pool")).items():
         by_row = grouped(own, itemgetter("row"))
@@ -135,11 +135,11 @@ def real_pools_table(lines: list[dict]) -> str:
         task, per_class, rate, pool = setting
         rows.append([f"{task}, {per_class}, {100 * rate:g} %", pool])
         if "refused" in mined[0]:
-            rows[-1] += ["-", "-", "-", f"refused, {len(mined)} of {len(mined)}", *"-----"]
+            rows[-1] += ["-", "-", "-", f"refused, {len(mined)} of {len(mined)}", *"----"]
             continue
         rows[-1] += _cells(by_row.get("no styles", []), ("selected_at_random_z", 1, 1), ("truth_auc", 1, 3))
         rows[-1] += _cells(mined, ("truth_auc", 1, 3), ("selected", 1, 0), ("precision",))
-        others = (by_row.get(row, []) for row in ("random", "true_positives", "drawn by the scores"))
+        others = (by_row.get(row, []) for row in ("random", "drawn by the scores"))
         rows[-1] += [mean_sd([line["accuracy"] for line in group]) for group in (mined, *others)]
     return markdown(head, rows, "---")
 
