@@ -184,8 +184,7 @@ def fill(text: str) -> str:
     """Return a page with every marked table made anew."""
     students = {name: cifar10_lines(*setting) for name, setting in CIFAR10.items()}
     students |= {name: read(name) for name in ("quickstart_changes", "cifar10_changes", "cached_logits")}
-    students |= {name: read(name) for name in ("digits", "fashion")}
-    students["quickstart"] = newest(read("quickstart"), "row", "seed")
+    students |= {name: newest(read(name), "row", "seed") for name in ("quickstart", "digits", "fashion")}
     tables = {name: (accuracy_table, lines) for name, lines in students.items()}
     tables |= {name: (rates_table, read(name)) for name in ("rates", "digits_rates")}
     tables |= {name: (functools.partial(with_chart, name), read(name)) for name in SPEED}
