@@ -21,7 +21,8 @@ from pujax.data.embedded import load_embedded
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("case", [pytest.param("scoring", marks=pytest.mark.slow), "kd_step_cached"])
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["scoring", "kd_step_cached"])
 def test_both_frameworks_compute_the_same_before_they_are_timed(case, tmp_path):
     args = argparse.Namespace(batch_size=16, learning_rate=1e-2, seconds=0.03, rounds=1, compile_mode="default")
     measure = functools.partial(throughput.measure, case, ("lenet5", "lenet5_half"), args)

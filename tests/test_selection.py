@@ -183,7 +183,7 @@ def test_many_classes_take_the_memory_of_one_count_each_and_digit():
     assert peak_memory("class_balanced", Table(columns, 500), budget=100) < 1.3 * 8 * 4096 * num_classes
 
 
-def drawn_shares(scores, budget, sharpness, draws=4000):
+def drawn_shares(scores, budget, sharpness, draws=1500):
     table = Table({"index": np.arange(len(scores)), "score": np.asarray(scores, np.float32)})
     chosen = np.concatenate([select_sample(table, budget, seed, sharpness) for seed in range(draws)])
     return np.bincount(chosen, minlength=len(scores)) / draws
@@ -193,14 +193,14 @@ def drawn_shares(scores, budget, sharpness, draws=4000):
 def test_a_draw_of_one_follows_the_weights(sharpness):
     scores = np.array([-1.0, 0.0, 0.25, 1.5, -30.0])
     weights = np.exp(sharpness * scores) / np.exp(sharpness * scores).sum()
-    np.testing.assert_allclose(drawn_shares(scores, 1, sharpness), weights, atol=0.03)
+    np.testing.assert_allclose(drawn_shares(scores, 1, sharpness), weights, atol=0.05)
 
 
 def test_a_draw_of_two_is_without_replacement():
     """The chance of being first or second, of weights 1, 2 and 3, by hand."""
     weights = np.array([1, 2, 3]) / 6
     second = [sum(weights[j] * weights[i] / (1 - weights[j]) for j in range(3) if j != i) for i in range(3)]
-    np.testing.assert_allclose(drawn_shares(np.log([1, 2, 3]), 2, 1.0), weights + second, atol=0.03)
+    np.testing.assert_allclose(drawn_shares(np.log([1, 2, 3]), 2, 1.0), weights + second, atol=0.05)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])

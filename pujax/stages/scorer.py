@@ -63,7 +63,7 @@ def run(job: Job) -> dict[str, Any]:
         save_weights(job.workdir.scorer, weights, metadata=metadata)
         save_arrays(job.workdir.held_out, **held_out._asdict())
     in_range = share_like_positives(held_out.positive, held_out.pool, quantile=0.25)
-    if in_range < config.scorer.min_in_range:
+    if given is None and in_range < config.scorer.min_in_range:  # a given class prior says that there are some
         raise UserError(_empty(in_range, held_out))
     plain = held_out.positive[0]
     block = {"loss": options.loss, "steps": options.num_steps, "styles": len(held_out.positive), "in_range": in_range}
