@@ -145,6 +145,7 @@ def test_nearest_neighbours_are_the_five_nearest():
     np.testing.assert_allclose(rivals.mean_distances(queries, references, chunk=10), distances)
 
 
+@pytest.mark.slow
 def test_a_job_gives_a_line_for_every_row_with_images_of_its_own(tmp_path):
     def make_config():
         options = {"baselines": ("random",), "data.pool.limit": 2000, "data.test.limit": 200}

@@ -107,7 +107,7 @@ def test_a_second_run_skips_everything(undisturbed):
     [
         pytest.param("teacher/INPUTS.json", marks=pytest.mark.slow),
         pytest.param("scorer/INPUTS.json", marks=pytest.mark.slow),
-        "score/shards/scores-0000002000-0000004000.parquet",
+        pytest.param("score/shards/scores-0000002000-0000004000.parquet", marks=pytest.mark.slow),
         "distill/checkpoints/20",
         pytest.param("baselines/random/images.npy", marks=pytest.mark.slow),
     ],
@@ -180,6 +180,7 @@ def refused(*options, workdir="runs/unused"):
     return done.returncode, lines[0]
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_is_status_1_and_names_the_step(tmp_path):
     status, line = refused(*command(tmp_path / "run", "--config.distill.learning_rate=1e30")[3:])
     assert status == 1
@@ -288,6 +289,7 @@ def test_every_distillation_form_runs(tmp_path, robust):
     assert 0 < in_process(tmp_path, change)["student"]["accuracy"] < 1
 
 
+@pytest.mark.slow
 def test_the_released_scorer_runs(tmp_path):
     def change(config):
         config.scorer.mode, config.scorer.class_prior = "finetune", "0.05"
@@ -417,6 +419,7 @@ def test_a_pool_of_another_style_is_seen_in_styles_and_drawn_from(tmp_path, caps
     assert summary["scorer"]["truth_auc"] > plain["truth_auc"] + 0.05
 
 
+@pytest.mark.slow
 def test_a_pool_without_positives_stops_the_run_unless_told_to_go_on(tmp_path):
     change = pool_of(tmp_path, np.logical_not)
     with pytest.raises(
