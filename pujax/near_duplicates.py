@@ -28,14 +28,14 @@ def thumbnails(images: jax.Array) -> jax.Array:
 
 
 def find_copies(
-    source: ImageSource, indices: np.ndarray, others: ImageSource, *, mesh: Mesh, batch_size: int
-) -> np.ndarray:
-    """Return, bool [n], which images of a source are also in another one; unreadable ones are in none.
+    source: ImageSource, indices: np.ndarray, others: dict[str, ImageSource], *, mesh: Mesh, batch_size: int
+) -> dict[str, np.ndarray]:
+    """Return, bool [n] for each of the others, which images of a source are also in it; unreadable ones are in none.
 
     Args:
-        source: where to look.
+        source: where to look; its images are read once.
         indices: int64 [n], at which images.
-        others: what to look for.
+        others: what to look for, by name.
         mesh: devices.
         batch_size: of a pass.
     """
@@ -44,11 +44,17 @@ def find_copies(
     def reference(_: Any, images: jax.Array) -> dict[str, jax.Array]:
         return {"thumbnail": thumbnails(images)}
 
-    def compare(references: jax.Array, images: jax.Array) -> dict[str, jax.Array]:
-        return {"likeness": jnp.max(thumbnails(images) @ references.T, axis=-1)}
+    def compare(references: dict[str, jax.Array], images: jax.Array) -> dict[str, jax.Array]:
+        own = thumbnails(images)
+        return {name: jnp.max(own @ wanted.T, axis=-1) for name, wanted in references.items()}
 
-    wanted = map_images(reference, (), lambda rows: others.read(rows)[0], len(others), **forward)["thumbnail"]
-    found = map_images(
-        compare, replicate(mesh, wanted), lambda rows: source.read(indices[rows])[0], len(indices), **forward
+    references = {
+        name: map_images(reference, (), lambda rows, other=other: other.read(rows)[0], len(other), **forward)[
+            "thumbnail"
+        ]
+        for name, other in others.items()
+    }
+    likeness = map_images(
+        compare, replicate(mesh, references), lambda rows: source.read(indices[rows])[0], len(indices), **forward
     )
-    return found["likeness"] >= SAME
+    return {name: values >= SAME for name, values in likeness.items()}

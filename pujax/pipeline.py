@@ -356,10 +356,11 @@ def verdict(summary: dict[str, Any]) -> str:
     for name, block in summary.get("baselines", {}).items():
         other = 100 * block["accuracy"]
         lines.append(f"  {name:<20} {other:6.2f} %   mining is worth {student - other:+.2f} points")
-    if doubt := summary.get("mining", {}).get("doubt"):
+    mining = summary.get("mining", {})
+    if doubt := mining.get("doubt"):
         lines.append(f"but: {doubt}")
     for part in ("test", "labelled"):
-        if count := summary.get("mining", {}).get(f"copies_of_{part}"):
+        if count := mining.get(f"copies_of_{part}"):
             lines.append(
                 f"{count} of the chosen images look like copies of {part} images; select.copies=drop leaves them out"
             )

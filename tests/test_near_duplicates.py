@@ -39,7 +39,7 @@ def test_copies_are_found_where_they_are(change, mesh):
     places = [3, 31, 77]
     for place, other in zip(places, (0, 20, 39)):
         own[place] = change(others[other])
-    found = find_copies(source(own), np.arange(1, 90), source(others), mesh=mesh, batch_size=16)
+    found = find_copies(source(own), np.arange(1, 90), {"others": source(others)}, mesh=mesh, batch_size=16)["others"]
     assert (np.flatnonzero(found) + 1).tolist() == places
 
 
@@ -56,7 +56,6 @@ def test_a_thumbnail_is_pillows_grey_and_small_centred_and_of_length_one():
 def test_few_fashion_images_are_taken_for_others(meshes):
     pool, test = load_embedded("pool"), load_embedded("test")
     positives = source(pool["images"][pool["truth"]][..., None])
-    found = find_copies(
-        positives, np.arange(500), source(test["images"][:2000, ..., None]), mesh=meshes[0], batch_size=500
-    )
+    others = {"test": source(test["images"][:2000, ..., None])}
+    found = find_copies(positives, np.arange(500), others, mesh=meshes[0], batch_size=500)["test"]
     assert found.mean() < 0.005

@@ -69,7 +69,7 @@ def run(job: Job) -> dict[str, Any]:
     block = {"loss": options.loss, "steps": options.num_steps, "styles": len(held_out.positive), "in_range": in_range}
     block["like_labelled"] = share_like_positives(held_out.positive, held_out.pool, quantile=0.1)
     block |= class_prior_block(plain, held_out.pool, given=given, seed=config.seed)
-    if given is None and config.scorer.mode == "frozen" and options.styles == "auto" and metadata:
+    if given is None and metadata and options.styles == "auto":
         block["class_prior_holds"] = False  # the test that failed was that of the heads before
     block["held_out_auc"] = auc(plain, held_out.pool)  # positives against the unlabelled
     return block | truth_auc(held_out, pool)

@@ -61,15 +61,15 @@ def run(job: Job, *, found: dict[str, Any]) -> dict[str, Any]:
     barrier("selected")
     lowest = pc.min(read_table(job.workdir.selected, ["score"])["score"]).as_py()
     block = {"rule": rule, "selected": len(chosen), "threshold": lowest, **precision_and_recall(pool.truth, chosen)}
-    block |= {f"copies_of_{part}": int(found.sum()) for part, found in copies.items()}
+    block |= {f"copies_of_{part}": int(copied.sum()) for part, copied in copies.items()}
     return block | ({"doubt": doubt} if doubt else {})
 
 
 def count_copies(job: Job, chosen: np.ndarray) -> dict[str, np.ndarray]:
     """Return which chosen images, bool [n], are also in the test set and among the labelled images, by part."""
-    forward = {"mesh": job.mesh, "batch_size": job.config.run.inference_batch_size}
-    pool = job.sources["pool"]
-    return {part: find_copies(pool, chosen, job.sources[part], **forward) for part in ("test", "labelled")}
+    others = {part: job.sources[part] for part in ("test", "labelled")}
+    batch_size = job.config.run.inference_batch_size
+    return find_copies(job.sources["pool"], chosen, others, mesh=job.mesh, batch_size=batch_size)
 
 
 def decide(config: Config, found: dict[str, Any], scored: int) -> Decision:
@@ -90,8 +90,10 @@ def decide(config: Config, found: dict[str, Any], scored: int) -> Decision:
         )
         return Decision(more, budget, doubt)
     budget = max(round(found["class_prior"] * scored), 1)
-    interval = found["class_prior_interval"] or [0, 0]  # none where it was given
+    interval = found["class_prior_interval"]
+    if interval is None:  # it was given
+        return Decision(best, budget)
     if interval[1] >= 1:
         return Decision(best, scored)
-    enough = not found["class_prior_interval"] or min(like, usable) <= budget
-    return Decision(best, budget) if enough else Decision(more, min(like, usable))
+    larger = min(like, usable)
+    return Decision(more, larger) if larger > budget else Decision(best, budget)
