@@ -128,8 +128,14 @@ def whole_config(table: str, seed: int, data: Path, workdir: Path, rate: float =
     counts = {f"{target}_train": positives, "letters": letters, f"{other}_train": 60_000 - positives - letters}
     labelled, pool = (data / f"{table}_{part}_{rate:g}_{seed}.npz" for part in ("labelled", "pool"))
     options = drawn(labelled, pool, seed, 100, counts) | {"baselines": BASELINES}
-    options |= arrays(full=data / f"{target}_train.npz", test=data / f"{target}_test.npz")
-    if table == "fashion":
+    return task_config(table, seed, data, workdir, options)
+
+
+def task_config(task: str, seed: int, data: Path, workdir: Path, options: dict[str, Any]) -> Config:
+    """Return the recipe of MNIST ("digits") or Fashion-MNIST with its teacher, on the images that the options name."""
+    target = "mnist" if task == "digits" else "fashion"
+    options = options | arrays(full=data / f"{target}_train.npz", test=data / f"{target}_test.npz")
+    if task != "digits":
         return set_options(quickstart.get_config(), options | {"seed": seed})
     options |= {"data.mean": (0.1307,), "data.std": (0.3081,), "distill.flip": False, "teacher.weights": ""}
     options |= {"teacher.num_steps": 3000, "teacher.learning_rate": 0.02, "teacher.warmup_steps": 200}

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
-from benchmarks.ablation import STAGES_OF_RATES, Job, arrays, run_job, set_options, whole_config
+from benchmarks.ablation import STAGES_OF_RATES, Job, arrays, run_job, set_options, task_config
 from benchmarks.results_file import RESULTS, append, command_line, is_there
 from pujax import pipeline
 from pujax.config import Config
@@ -91,29 +91,39 @@ def pool_config(task: str, pool: str, per_class: int, rate: float, seed: int, da
             parts.append(np.pad(own[rng.choice(len(own), n, replace=False)], ((0, 0), (2, 2), (2, 2))))
         order = rng.permutation(SIZE)
         np.savez(pool_path, images=np.concatenate(parts)[order], truth=(np.arange(SIZE) < count)[order])
-    config = whole_config(task if task == "digits" else "fashion", seed, data, workdir)
-    return set_options(config, arrays(labelled=labelled_path, pool=pool_path) | {"baselines": ()})
+    options = arrays(labelled=labelled_path, pool=pool_path) | {"baselines": ()}
+    return task_config(task, seed, data, workdir, options)
 
 
 def jobs(imbalance: bool, seeds: int, data: Path, workdir: Path) -> list[Job]:
     """Return every job, draw after draw."""
-    settings = [("digits", 10, 0.05, tuple(CLASSES), seeds)] if imbalance else SETTINGS
-    out = []
-    for seed in range(seeds):
-        for task, per_class, rate, pools, draws in settings:
-            for pool in pools if seed < draws else ():
-                setting = {"task": task, "pool": pool, "per_class": per_class, "rate": rate}
-                for row, changes in (REMEDIES if imbalance else ROWS).items():
-                    if not imbalance and row != "pujax" and (seed > 0 or pool == "empty"):
-                        continue
-                    if row == "drawn by the scores" and pool not in ("none", "blurred"):
-                        continue
-                    if row == "pujax" and not imbalance and pool != "empty":
-                        changes = {"baselines": ("random",)}
-                    make = partial(_changed, changes, **setting, seed=seed, data=data, workdir=workdir)
-                    stages = STAGES_OF_RATES if row == "no styles" else pipeline.STAGES
-                    out.append(Job(row, seed, setting, make, stages))
-    return out
+    settings = (("digits", 10, 0.05, tuple(CLASSES), seeds),) if imbalance else SETTINGS
+    pools = [
+        ({"task": task, "pool": pool, "per_class": per_class, "rate": rate}, seed)
+        for seed in range(seeds)
+        for task, per_class, rate, names, draws in settings
+        if seed < draws
+        for pool in names
+    ]
+
+    def job(row: str, changes: dict[str, Any], setting: dict[str, Any], seed: int) -> Job:
+        make = partial(_changed, changes, **setting, seed=seed, data=data, workdir=workdir)
+        return Job(row, seed, setting, make, STAGES_OF_RATES if row == "no styles" else pipeline.STAGES)
+
+    return [
+        job(row, changes, setting, seed)
+        for setting, seed in pools
+        for row, changes in (REMEDIES if imbalance else _rows(setting["pool"], seed)).items()
+    ]
+
+
+def _rows(pool: str, seed: int) -> dict[str, dict[str, Any]]:
+    """Return what is measured on a pool: all of `ROWS` on the first draw, drawing on two pools alone."""
+    if pool == "empty":
+        return {"pujax": {}}
+    left_out = set() if pool in ("none", "blurred") else {"drawn by the scores"}
+    others = {row: changes for row, changes in ROWS.items() if seed == 0 and row not in {"pujax", *left_out}}
+    return {"pujax": ROWS["pujax"] | {"baselines": ("random",)}} | others
 
 
 def _changed(changes: dict[str, Any], **setting: Any) -> Config:
