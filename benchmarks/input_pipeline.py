@@ -35,7 +35,6 @@ from pujax.config import DataConfig, SourceConfig
 from pujax.data.batches import index_batches
 from pujax.data.decode import decode
 from pujax.data.sources import open_source
-from pujax.data.sources.folder import FolderSource
 from pujax.data.transforms import augment
 from pujax.sharding import configure_backend
 
@@ -105,11 +104,9 @@ class Records(Dataset):
         return len(self.source)
 
     def __getitems__(self, rows: list[int]) -> list[torch.Tensor]:
-        if isinstance(self.source, FolderSource):
-            files = [Path(self.source.root, key).read_bytes() for key in self.source.keys(np.array(rows))]
-        else:
-            files = [record["image"] for record in self.source.data.__getitems__(rows)]
-        return [torch.tensor(decode(file, size=self.source.size, channels=3)) for file in files]
+        files = self.source.files.fetch(np.array(rows))
+        contents = (file if isinstance(file, bytes) else Path(file).read_bytes() for file in files)
+        return [torch.tensor(decode(content, self.source.spec)) for content in contents]
 
 
 def torch_feed(data: Any, workers: int, **options: Any) -> Feed:

@@ -25,6 +25,7 @@ def option(
     above: float | None = None,
     at_least: float | None = None,
     below: float | None = None,
+    at_most: float | None = None,
     choices: tuple[str, ...] = (),
     used_if: dict[str, tuple[Any, ...]] | None = None,
 ) -> Any:
@@ -35,10 +36,12 @@ def option(
         above: what numbers must be greater than.
         at_least: what numbers must not be less than.
         below: what numbers must be less than.
+        at_most: what numbers must not be greater than.
         choices: the texts that it may be.
         used_if: fields of the same group with the values that make this one count; otherwise it must keep its default.
     """
-    rules = {"above": above, "at_least": at_least, "below": below, "choices": choices, "used_if": used_if}
+    rules = {"above": above, "at_least": at_least, "below": below, "at_most": at_most}
+    rules |= {"choices": choices, "used_if": used_if}
     return field(default=default, metadata={name: rule for name, rule in rules.items() if rule not in (None, ())})
 
 
@@ -64,6 +67,10 @@ class DataConfig:
     channels: int = 3  # 1 grey, 3 RGB
     mean: tuple[float, ...] = (0.5,)  # of the pixels in [0, 1]; one number or one per channel
     std: tuple[float, ...] = option((0.5,), above=0)
+    crop: float = option(1.0, above=0, at_most=1)  # share of the short side that the centre crop of an image file keeps
+    interpolation: str = option("bilinear", choices=("bilinear", "bicubic"))  # of image files
+    # Names in the order of the teacher's outputs, where it does not know them; or one text file, a name a line.
+    class_names: tuple[str, ...] = ()
     labelled: SourceConfig = field(default_factory=SourceConfig)  # the few labelled images, the PU positives
     pool: SourceConfig = field(default_factory=SourceConfig)  # the unlabelled heap
     test: SourceConfig = field(default_factory=SourceConfig)  # labelled; measures, never chooses
@@ -354,6 +361,8 @@ def _check_rules(name: str, value: Any, rules: Any) -> None:
         raise UserError(f"{name} is {value}; it must be at least {rules['at_least']}")
     if "below" in rules and not value < rules["below"]:
         raise UserError(f"{name} is {value}; it must be less than {rules['below']}")
+    if "at_most" in rules and not value <= rules["at_most"]:
+        raise UserError(f"{name} is {value}; it must be at most {rules['at_most']}")
 
 
 def _check_used(group: Any, item: dataclasses.Field, prefix: str) -> None:

@@ -27,6 +27,8 @@ class Preprocessing:
     channels: int
     mean: tuple[float, ...]  # of the pixels in [0, 1]; one number or one per channel
     std: tuple[float, ...]
+    crop: float = 1.0  # share of the short side that the centre crop of an image file keeps
+    interpolation: str = "bilinear"  # of image files
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -65,7 +67,8 @@ class Network:
 
 def preprocessing_of(data: DataConfig) -> Preprocessing:
     """Return the preprocessing that a job's options describe."""
-    return Preprocessing(data.image_size, data.channels, tuple(data.mean), tuple(data.std))
+    names = [field.name for field in dataclasses.fields(Preprocessing)]
+    return Preprocessing(**{name: _as_tuple(getattr(data, name)) for name in names})
 
 
 def abstract_network(

@@ -54,7 +54,8 @@ _BEFORE = {
 _VERSIONS = {module.__name__.rsplit(".", 1)[-1]: module.RESULTS_VERSION
              for module in (teacher, scorer, score, select, distill, baselines)}  # fmt: skip
 _REFUSED = ("teacher", "scorer", "score")  # what took long to make is never set aside
-_TASK_FIELDS = ("data.num_classes", "data.image_size", "data.channels", "data.mean", "data.std")
+_TASK_FIELDS = ("data.num_classes", "data.image_size", "data.channels", "data.mean", "data.std", "data.crop",
+                "data.interpolation", "data.class_names")  # fmt: skip
 _RUN_ONLY_FIELDS = ("run.", "baselines", "score.max_unreadable", "scorer.min_in_range")
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pujax.config import DataConfig, SourceConfig
 from pujax.data.batches import index_batches, mixed_index_batches
-from pujax.data.decode import decode, fit_arrays, try_decode
+from pujax.data.decode import ImageSpec, decode, fit_arrays, try_decode
 from pujax.data.reading import read_or_fail, reasons_of, write_images
 from pujax.data.sources import open_source
 from pujax.data.transforms import augment, normalize
@@ -40,14 +40,14 @@ def encoded(image, kind="PNG", **options):
 def test_every_mode_becomes_what_is_asked_for(mode):
     kind = "JPEG" if mode in ("CMYK", "RGB") else "PNG"
     for channels in (1, 3):
-        image = decode(encoded(picture(mode=mode), kind), size=16, channels=channels)
+        image = decode(encoded(picture(mode=mode), kind), ImageSpec(16, channels))
         assert image.shape == (16, 16, channels) and image.dtype == np.uint8 and image.std() > 0
 
 
 def test_short_side_is_resized_and_the_centre_kept():
     wide = np.zeros((10, 30, 3), np.uint8)
     wide[:, 10:20] = 200
-    assert (decode(encoded(Image.fromarray(wide)), size=10, channels=3) == 200).all()
+    assert (decode(encoded(Image.fromarray(wide)), ImageSpec(10, 3)) == 200).all()
 
 
 def test_exif_rotation_is_applied():
@@ -55,32 +55,32 @@ def test_exif_rotation_is_applied():
     pixels[:8] = 250  # bright above
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
-    image = decode(encoded(Image.fromarray(pixels), "JPEG", exif=exif), size=16, channels=1)
+    image = decode(encoded(Image.fromarray(pixels), "JPEG", exif=exif), ImageSpec(16, 1))
     assert image[:6].mean() < 20 and image[10:].mean() > 230
 
 
 def test_transparency_is_black():
     pixels = np.full((16, 16, 4), 255, np.uint8)
     pixels[:, :8, 3] = 0
-    image = decode(encoded(Image.fromarray(pixels)), size=16, channels=3)
+    image = decode(encoded(Image.fromarray(pixels)), ImageSpec(16, 3))
     assert (image[:, :8] == 0).all() and (image[:, 8:] == 255).all()
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_what_is_cut_short_does_not_decode(kind):
     whole = encoded(picture((200, 200)), kind)
-    assert try_decode(whole, size=16, channels=3)[1] == ""
+    assert try_decode(whole, ImageSpec(16, 3))[1] == ""
     for broken in (whole[: len(whole) // 2], whole[:30], b"", b"no image at all"):
-        image, reason = try_decode(broken, size=16, channels=3)
+        image, reason = try_decode(broken, ImageSpec(16, 3))
         assert image is None and "Error: " in reason and "\n" not in reason and len(reason) <= 200
 
 
 def test_arrays_are_padded_repeated_or_resized():
     grey = np.random.default_rng(0).integers(0, 256, (3, 28, 28), np.uint8)
-    padded = fit_arrays(grey, size=32, channels=1)
+    padded = fit_arrays(grey, ImageSpec(32, 1))
     assert (padded[:, 2:30, 2:30, 0] == grey).all() and padded[:, :2].sum() == 0
-    assert (fit_arrays(grey, size=28, channels=3) == grey[..., None]).all()
-    assert fit_arrays(grey, size=14, channels=3).shape == (3, 14, 14, 3)
+    assert (fit_arrays(grey, ImageSpec(28, 3)) == grey[..., None]).all()
+    assert fit_arrays(grey, ImageSpec(14, 3)).shape == (3, 14, 14, 3)
 
 
 # --- sources ---
@@ -127,7 +127,7 @@ def test_a_flat_folder_is_a_pool_but_not_labelled(tmp_path):
 
 def test_wrong_class_counts_are_refused(tmp_path):
     write_folder(tmp_path)
-    with pytest.raises(ValueError, match=r"2 class folders \(cat, dog, ...\), but data.num_classes is 5"):
+    with pytest.raises(ValueError, match=r"2 classes \(cat, dog, ...\), but data.num_classes is 5"):
         open_source(folder(tmp_path), DataConfig(num_classes=5, image_size=16))
     np.savez(tmp_path / "a.npz", images=np.zeros((4, 16, 16, 3), np.uint8), labels=[0, 1, 2, 7])
     with pytest.raises(ValueError, match=r"labels 0 to 7, but data.num_classes is 2"):
@@ -222,7 +222,7 @@ def test_tfds_reads_prepared_data_without_tensorflow(tmp_path):
     source = open_source(config, DATA)
     assert sorted(source.labels.tolist()) == [0, 0, 0, 1, 1, 1] and source.class_names == ("cat", "dog")
     images = every_image(source)
-    expected = {decode(encoded(picture(seed=i)), size=16, channels=3).tobytes() for i in range(6)}
+    expected = {decode(encoded(picture(seed=i)), ImageSpec(16, 3)).tobytes() for i in range(6)}
     assert {image.tobytes() for image in images} == expected
     assert len(open_source(dataclasses.replace(config, per_class=1), DATA)) == 2
 

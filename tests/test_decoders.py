@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pujax.data import decoders
-from pujax.data.decode import try_decode
+from pujax.data.decode import ImageSpec, try_decode
 from pujax.data.decoders import decode_files
 
 
@@ -29,7 +29,7 @@ def files(count, damaged=()):
 
 
 def run(contents, size=24, channels=3):
-    return decode_files(contents.__getitem__, len(contents), size=size, channels=channels)
+    return decode_files(contents.__getitem__, len(contents), ImageSpec(size, channels))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -37,7 +37,7 @@ def run(contents, size=24, channels=3):
 def test_values_order_and_damage_are_those_of_one_process(count, channels):
     contents = files(count, damaged={5, 40, 299})
     images, reasons = run(contents, channels=channels)
-    expected = [try_decode(content, size=24, channels=channels) for content in contents]
+    expected = [try_decode(content, ImageSpec(24, channels)) for content in contents]
     assert reasons.tolist() == [reason for _, reason in expected]
     for image, (one, _) in zip(images, expected):
         assert (image == (0 if one is None else one)).all()
@@ -49,7 +49,7 @@ def test_paths_are_read_and_missing_files_are_not_readable(tmp_path):
         if i != 47:
             (tmp_path / f"{i}").write_bytes(content)
     paths = [str(tmp_path / f"{i}") for i in range(50)]
-    images, reasons = decode_files(paths.__getitem__, 50, size=24, channels=3)
+    images, reasons = decode_files(paths.__getitem__, 50, ImageSpec(24, 3))
     readable = reasons == ""
     assert readable.tolist() == [i != 47 for i in range(50)] and "No such file" in reasons[47]
     np.testing.assert_array_equal(images[readable], run(contents)[0][readable])
@@ -68,7 +68,7 @@ def test_a_file_that_cannot_be_held_and_an_item_that_is_none_are_unreadable(monk
 
     monkeypatch.setattr(Path, "read_bytes", too_large)
     items = ["huge.png", None]
-    assert [reason.split(":")[0] for reason in decode_files(items.__getitem__, 2, size=8, channels=1)[1]] == [
+    assert [reason.split(":")[0] for reason in decode_files(items.__getitem__, 2, ImageSpec(8, 1))[1]] == [
         "MemoryError",
         "TypeError",
     ]
@@ -104,7 +104,7 @@ def test_a_worker_that_answers_nonsense_and_lives_on_is_killed(monkeypatch):
     monkeypatch.setattr(decoders.subprocess, "Popen", lambda _, **options: start(echo, **options))
     began = time.monotonic()
     with pytest.raises(RuntimeError, match="a decoding process ended with status -9"):
-        decoders._Worker().decode([b"x"], np.zeros((1, 24, 24, 3), np.uint8), np.full(1, "", object))
+        decoders._Worker().decode([b"x"], ImageSpec(24, 3), np.zeros((1, 24, 24, 3), np.uint8), np.full(1, "", object))
     assert time.monotonic() - began < 30
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from pujax.config import DataConfig, SourceConfig
-from pujax.data.decode import decode, try_decode
+from pujax.data.decode import ImageSpec, decode, try_decode
 from pujax.data.sources import open_source
 from pujax.errors import UserError
 
@@ -40,9 +40,9 @@ def save(path, **arrays):
 def test_a_file_cut_anywhere_is_unreadable_or_whole(kind):
     options = {"progressive": True} if kind == "progressive" else {}
     data = encoded(picture(), "JPEG" if options else kind, **options)
-    whole = decode(data, size=16, channels=3)
+    whole = decode(data, ImageSpec(16, 3))
     for stop in {*range(0, len(data), len(data) // 40), *range(len(data) - 8, len(data))}:
-        image, _ = try_decode(data[:stop], size=16, channels=3)
+        image, _ = try_decode(data[:stop], ImageSpec(16, 3))
         assert image is None or (image == whole).all(), f"cut at {stop} of {len(data)}"
 
 
@@ -53,7 +53,7 @@ def test_a_file_cut_anywhere_is_unreadable_or_whole(kind):
 def test_a_download_that_ends_in_zeros_does_not_decode(kind, options):
     data = encoded(picture(), kind, **options)
     for stop in range(len(data) // 4, len(data) - 12, len(data) // 40):
-        assert try_decode(data[:stop] + bytes(len(data) - stop), size=16, channels=3)[0] is None
+        assert try_decode(data[:stop] + bytes(len(data) - stop), ImageSpec(16, 3))[0] is None
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_a_download_that_ends_in_zeros_does_not_decode(kind, options):
 )
 def test_what_follows_a_whole_jpeg_does_no_harm(rest):
     data = encoded(picture(), "JPEG")
-    assert (decode(data + rest, size=16, channels=3) == decode(data, size=16, channels=3)).all()
+    assert (decode(data + rest, ImageSpec(16, 3)) == decode(data, ImageSpec(16, 3))).all()
 
 
 def test_a_png_with_one_wrong_bit_in_its_pixels_does_not_decode():
@@ -69,7 +69,7 @@ def test_a_png_with_one_wrong_bit_in_its_pixels_does_not_decode():
     for at in range(len(data) // 10, len(data) - 20, len(data) // 50):
         damaged = bytearray(data)
         damaged[at] ^= 1
-        assert try_decode(bytes(damaged), size=16, channels=3)[0] is None, f"byte {at} of {len(data)}"
+        assert try_decode(bytes(damaged), ImageSpec(16, 3))[0] is None, f"byte {at} of {len(data)}"
 
 
 def exif(*entries):
@@ -88,7 +88,7 @@ def test_odd_files_are_their_own_fault_and_nobody_elses(kind):
         damaged = bytearray(data)
         for _ in range(rng.choice((1, 1, 2, 4))):
             damaged[rng.randrange(min(len(damaged), 200))] = rng.choice((0, 1, 2, 255, rng.randrange(256)))
-        image, reason = try_decode(bytes(damaged), size=16, channels=3)
+        image, reason = try_decode(bytes(damaged), ImageSpec(16, 3))
         assert (image is None) == (reason != "")
 
 
@@ -96,7 +96,7 @@ def test_odd_files_are_their_own_fault_and_nobody_elses(kind):
 def test_an_orientation_of_a_wrong_kind_does_no_harm(kind):
     for count in (0, 1, 2, 100, 2**31):
         data = encoded(picture(), "JPEG", exif=exif((0x0112, kind, count, b"\0\6\0\6")))
-        image, reason = try_decode(data, size=16, channels=3)
+        image, reason = try_decode(data, ImageSpec(16, 3))
         assert (image is None) == (reason != "")
 
 
@@ -112,7 +112,7 @@ def test_an_orientation_of_a_wrong_kind_does_no_harm(kind):
 )
 def test_exif_that_does_not_survive_rotation_is_a_reason(kind, entry, error):
     data = encoded(picture(), kind, exif=exif((0x0112, 3, 1, b"\0\6\0\0"), entry))
-    image, reason = try_decode(data, size=16, channels=3)
+    image, reason = try_decode(data, ImageSpec(16, 3))
     assert image is None and reason.startswith(error)
 
 
@@ -120,9 +120,9 @@ def test_what_pillow_thinks_of_a_file_stays_off_stderr(caplog, capfd, recwarn):
     data = bytearray(encoded(picture(), "TIFF"))
     entry = data.index(struct.pack("<HH", 277, 3))  # SamplesPerPixel
     data[entry + 8 : entry + 10] = struct.pack("<H", 2048)
-    assert try_decode(bytes(data), size=16, channels=3)[0] is None
+    assert try_decode(bytes(data), ImageSpec(16, 3))[0] is None
     broken = encoded(picture(), "JPEG", exif=exif((0x0112, 3, 1, b"\0\1\0\0"))[:-70])
-    try_decode(broken, size=16, channels=3)
+    try_decode(broken, ImageSpec(16, 3))
     assert capfd.readouterr().err == "" and not caplog.records and len(recwarn) == 0
 
 
@@ -130,13 +130,13 @@ def test_what_pillow_thinks_of_a_file_stays_off_stderr(caplog, capfd, recwarn):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_sixteen_bits_keep_their_brightness(kind, channels):
     deep = np.arange(0, 65536, 256, np.uint16).reshape(16, 16)
-    image = decode(encoded(Image.fromarray(deep), kind), size=16, channels=channels)
+    image = decode(encoded(Image.fromarray(deep), kind), ImageSpec(16, channels))
     assert (image == np.arange(256).reshape(16, 16, 1)).all()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
 def test_pixels_of_unknown_range_do_not_decode(dtype):
-    image, reason = try_decode(encoded(Image.fromarray(np.ones((16, 16), dtype)), "TIFF"), size=16, channels=1)
+    image, reason = try_decode(encoded(Image.fromarray(np.ones((16, 16), dtype)), "TIFF"), ImageSpec(16, 1))
     assert image is None and "no known range" in reason
 
 

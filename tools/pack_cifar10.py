@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pujax.data.decode import EXTENSIONS, decode
+from pujax.data.decode import EXTENSIONS, ImageSpec, decode
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 # ImageNet synsets, among the 200 of Tiny ImageNet, that lie inside a class of CIFAR-10.
@@ -31,7 +31,7 @@ IN_DOMAIN = {
 def read_images(paths: list[Path]) -> np.ndarray:
     """Return uint8 [N, 32, 32, 3]; a file that does not decode is an error."""
     with ThreadPoolExecutor() as pool:
-        return np.stack(list(pool.map(lambda path: decode(path.read_bytes(), size=32, channels=3), paths)))
+        return np.stack(list(pool.map(lambda path: decode(path.read_bytes(), ImageSpec(32, 3)), paths)))
 
 
 def shuffled(paths: list[Path]) -> list[Path]:

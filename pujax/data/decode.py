@@ -2,19 +2,36 @@
 
 import io
 import logging
+import math
 import re
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
 _MODES = {1: "L", 3: "RGB"}
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what is odd about a file is its reason, not a line on stderr
 
 
-def try_decode(data: bytes, *, size: int, channels: int) -> tuple[np.ndarray | None, str]:
+class ImageSpec(NamedTuple):
+    """The form that images are brought to."""
+
+    size: int  # height and width, in pixels
+    channels: int  # 1 grey, 3 RGB
+    crop: float = 1.0  # share of the short side that the centre crop keeps
+    interpolation: str = "bilinear"  # or "bicubic"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(height, width, channels)."""
+        return self.size, self.size, self.channels
+
+
+def try_decode(data: bytes, spec: ImageSpec) -> tuple[np.ndarray | None, str]:
     """Return (image as from `decode`, "") or (None, why it does not decode: the error, in one line).
 
     Whatever an image raises is that image's own fault: broken metadata makes Pillow raise errors of any kind.
@@ -22,7 +39,7 @@ def try_decode(data: bytes, *, size: int, channels: int) -> tuple[np.ndarray | N
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata
-            return decode(data, size=size, channels=channels), ""
+            return decode(data, spec), ""
     except (Exception, MemoryError, RecursionError) as error:
         return None, describe(error)
 
@@ -33,8 +50,8 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(text.split())}"[:200]
 
 
-def decode(data: bytes, *, size: int, channels: int) -> np.ndarray:
-    """Return uint8 [size, size, channels]: short side to `size`, centre crop.
+def decode(data: bytes, spec: ImageSpec) -> np.ndarray:
+    """Return uint8 [size, size, channels]: the centre of the image, brought to `spec.size`.
 
     EXIF rotation is applied; transparency is laid on black; JPEG is decoded at reduced scale where that suffices.
 
@@ -43,9 +60,10 @@ def decode(data: bytes, *, size: int, channels: int) -> np.ndarray:
     """
     _check_whole(data)
     with Image.open(io.BytesIO(data)) as image:
-        image.draft(_MODES[channels], (size, size))
+        wanted = math.ceil(spec.size / spec.crop)
+        image.draft(_MODES[spec.channels], (wanted, wanted))
         image.load()  # raises on truncated data
-        return resize(to_mode(ImageOps.exif_transpose(image), channels), size)
+        return resize(to_mode(ImageOps.exif_transpose(image), spec.channels), spec)
 
 
 def _check_whole(data: bytes) -> None:
@@ -72,22 +90,27 @@ def to_mode(image: Image.Image, channels: int) -> Image.Image:
     return image.convert(_MODES[channels])
 
 
-def resize(image: Image.Image, size: int) -> np.ndarray:
-    """Return uint8 [size, size, channels]: short side to `size`, bilinear, then the centre."""
-    if image.size != (size, size):
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+def resize(image: Image.Image, spec: ImageSpec) -> np.ndarray:
+    """Return uint8 [size, size, channels]: a square about the centre, `spec.crop` of the short side, resized."""
+    side = spec.crop * min(image.size)
+    left, top = ((length - side) / 2 for length in image.size)
+    if image.size != (spec.size, spec.size) or spec.crop < 1:
+        box = (left, top, left + side, top + side)
+        image = image.resize((spec.size, spec.size), _FILTERS[spec.interpolation], box=box)
     array = np.asarray(image)
     return array[..., None] if array.ndim == 2 else array
 
 
-def fit_arrays(images: np.ndarray, *, size: int, channels: int) -> np.ndarray:
-    """Return uint8 [N, size, size, channels] of images [N, H, W] or [N, H, W, C].
+def fit_arrays(images: np.ndarray, spec: ImageSpec) -> np.ndarray:
+    """Return uint8 [N, size, size, channels] of images [N, H, W] or [N, H, W, C], which are not cropped.
 
     Slightly smaller images (by an even number of at most 8 pixels, such as 28 for 32) are padded with zeros; others are
     resized. Grey becomes RGB by repetition, RGB becomes grey as Pillow weighs it.
     """
     if images.ndim == 3:
         images = images[..., None]
+    spec = spec._replace(crop=1.0)
+    size, channels = spec.size, spec.channels
     missing = size - images.shape[1]
     if images.shape[1] == images.shape[2] and 0 < missing <= 8 and missing % 2 == 0:
         half = missing // 2
@@ -97,5 +120,5 @@ def fit_arrays(images: np.ndarray, *, size: int, channels: int) -> np.ndarray:
     if images.shape[1:] == (size, size, 1):
         return np.repeat(images, channels, axis=-1)
     pictures = (Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in images)
-    out = [resize(to_mode(picture, channels), size) for picture in pictures]
+    out = [resize(to_mode(picture, channels), spec) for picture in pictures]
     return np.stack(out) if out else np.zeros((0, size, size, channels), np.uint8)

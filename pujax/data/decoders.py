@@ -7,6 +7,7 @@ first large batch and end with this process, however it ends; nothing of theirs 
 
 import contextlib
 import json
+import math
 import mmap
 import os
 import pickle
@@ -21,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pujax.data.decode import describe, try_decode
+from pujax.data.decode import ImageSpec, describe, try_decode
 
 _ARENA = 4 << 20  # bytes that one worker shares with this process
 _FEW = 32  # as many are decoded sooner here than sent away
@@ -50,12 +51,12 @@ class _Worker:
         )
         os.close(descriptor)
 
-    def decode(self, items: Sequence[bytes | str], out: np.ndarray, reasons: np.ndarray) -> None:
+    def decode(self, items: Sequence[bytes | str], spec: ImageSpec, out: np.ndarray, reasons: np.ndarray) -> None:
         """Fill `out`, uint8 [n, size, size, channels], and `reasons`, text [n]."""
         if self._process is None:
             self._start()
         try:
-            pickle.dump((items, *out.shape[2:]), self._process.stdin)
+            pickle.dump((items, tuple(spec)), self._process.stdin)
             self._process.stdin.flush()
             answer = json.loads(self._process.stdout.readline())
             reasons[:] = np.array(answer, object)
@@ -97,15 +98,14 @@ for _ in range(_WORKERS):
 
 
 def decode_files(
-    fetch: Callable[[slice], Sequence[bytes | os.PathLike | str]], count: int, *, size: int, channels: int
+    fetch: Callable[[slice], Sequence[bytes | os.PathLike | str]], count: int, spec: ImageSpec
 ) -> tuple[np.ndarray, np.ndarray]:
     """Decode image files; see `pujax.data.decode.try_decode`.
 
     Args:
         fetch: `rows -> contents of these files, or their paths`; called in several threads.
         count: number of files.
-        size: side of the images, in pixels.
-        channels: 1 or 3.
+        spec: the form that they are brought to.
 
     Returns:
         (uint8 [count, size, size, channels], reasons text [count]): a reason is empty where the image is there; where
@@ -114,11 +114,11 @@ def decode_files(
     Raises:
         RuntimeError: a worker process ended.
     """
-    images = np.zeros((count, size, size, channels), np.uint8)
+    images = np.zeros((count, *spec.shape), np.uint8)
     reasons = np.full(count, "", object)
     run = min(_ARENA // images[:1].nbytes, _RUN, -(-count // _WORKERS)) if count > _FEW else 0
     if run == 0:
-        _decode_here(fetch(slice(count)), images, reasons)
+        _decode_here(fetch(slice(count)), spec, images, reasons)
         return images, reasons
 
     def decode_run(start: int) -> None:
@@ -126,7 +126,7 @@ def decode_files(
         items = fetch(rows)
         worker = _idle.get()
         try:
-            worker.decode(items, images[rows], reasons[rows])
+            worker.decode(items, spec, images[rows], reasons[rows])
         finally:
             _idle.put(worker)
 
@@ -134,7 +134,7 @@ def decode_files(
     return images, reasons
 
 
-def _decode_here(items: Sequence[bytes | str], out: np.ndarray, reasons: np.ndarray) -> None:
+def _decode_here(items: Sequence[bytes | str], spec: ImageSpec, out: np.ndarray, reasons: np.ndarray) -> None:
     """Decode in this thread into `out`, and say in `reasons` why some did not."""
     for row, item in enumerate(items):
         try:
@@ -142,7 +142,7 @@ def _decode_here(items: Sequence[bytes | str], out: np.ndarray, reasons: np.ndar
         except Exception as error:  # a file larger than memory raises no OSError
             reasons[row] = describe(error)
             continue
-        image, reasons[row] = try_decode(data, size=out.shape[2], channels=out.shape[3])
+        image, reasons[row] = try_decode(data, spec)
         if image is not None:
             out[row] = image
 
@@ -154,12 +154,13 @@ def main() -> None:
     arena = mmap.mmap(int(sys.argv[1]), _ARENA)
     while True:
         try:
-            items, size, channels = pickle.load(sys.stdin.buffer)
+            items, fields = pickle.load(sys.stdin.buffer)
         except (EOFError, pickle.UnpicklingError):  # the latter where it ended in the middle of a request
             return
-        out = np.frombuffer(arena, np.uint8, len(items) * size * size * channels)
+        spec = ImageSpec(*fields)
+        out = np.frombuffer(arena, np.uint8, len(items) * math.prod(spec.shape)).reshape(len(items), *spec.shape)
         reasons = np.full(len(items), "", object)
-        _decode_here(items, out.reshape(len(items), size, size, channels), reasons)
+        _decode_here(items, spec, out, reasons)
         try:
             sys.stdout.write(json.dumps(reasons.tolist()) + "\n")
             sys.stdout.flush()

@@ -3,12 +3,14 @@
 A source says how many images there are and reads any of them, as uint8 at the size that the job works in.
 """
 
+import dataclasses
 from typing import Protocol
 
 import numpy as np
 from etils import epath
 
 from pujax.config import DataConfig, SourceConfig
+from pujax.data.decode import ImageSpec
 from pujax.data.sources.array import open_array, open_embedded
 from pujax.data.sources.folder import open_folder
 from pujax.data.sources.naming import where
@@ -39,15 +41,21 @@ class ImageSource(Protocol):
 
 
 def open_source(
-    config: SourceConfig, data: DataConfig, *, labelled: bool = True, manifest: epath.Path | None = None
+    config: SourceConfig,
+    data: DataConfig,
+    *,
+    labelled: bool = True,
+    manifest: epath.Path | None = None,
+    class_names: tuple[str, ...] | None = None,
 ) -> ImageSource:
     """Open what a `SourceConfig` describes, at the job's image size.
 
     Args:
         config: where the images are.
-        data: image size, channels and number of classes.
+        data: the form of the images, and the number of classes.
         labelled: whether labels are needed; a pool is opened with False, and then has none.
         manifest: where the listing of a folder is kept; None lists it now, in memory.
+        class_names: in the order of their labels, which a source's own names are brought to; None keeps the source's.
 
     Raises:
         UserError: there is no such file or folder; labels are missing, or do not fit `data.num_classes`; the dataset is
@@ -56,14 +64,16 @@ def open_source(
     if not config.kind:
         raise UserError("a data source that this stage needs is not set; give --config.data.<part>.kind and .path")
     _check_options(config, labelled)
+    spec = ImageSpec(data.image_size, data.channels, data.crop, data.interpolation)
     if config.kind == "folder":
-        source = open_folder(config, data, labelled, manifest)
+        source = open_folder(config, spec, labelled, manifest)
     else:
         source = {"embedded": open_embedded, "array": open_array, "tfds": open_tfds}[config.kind](
-            config, data, labelled
+            config, spec, labelled
         )
     rows = range(len(source))
     if labelled:
+        source = _in_order(source, class_names, where(config))
         _check_labels(source, config, data)
         if config.per_class:
             rows = _first_of_each_class(source.labels, config.per_class)
@@ -101,9 +111,23 @@ def _check_labels(source: ImageSource, config: SourceConfig, data: DataConfig) -
         )
     if source.class_names is not None and len(source.class_names) != data.num_classes:
         raise UserError(
-            f"{where(config)} has {len(source.class_names)} class names, but data.num_classes is {data.num_classes}; "
-            "correct one of them"
+            f"{where(config)} has {len(source.class_names)} classes ({', '.join(source.class_names[:5])}, ...), but "
+            f"data.num_classes is {data.num_classes}; correct one of them"
         )
+
+
+def _in_order(source: ImageSource, class_names: tuple[str, ...] | None, where: str) -> ImageSource:
+    """Return a source with its labels by the order of the given names, where it has names of its own."""
+    if class_names is None or source.class_names is None or source.labels is None:
+        return source
+    unknown = sorted(set(source.class_names) - set(class_names))
+    if unknown:
+        raise UserError(
+            f"{where} has a class {unknown[0]!r}, which is none of the {len(class_names)} class names "
+            f"({', '.join(class_names[:5])}, ...); rename it, or correct data.class_names"
+        )
+    order = np.array([class_names.index(name) for name in source.class_names], np.int32)
+    return dataclasses.replace(source, labels=order[source.labels], class_names=class_names)
 
 
 def _first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pujax.config import DataConfig, SourceConfig
-from pujax.data.decode import fit_arrays
+from pujax.config import SourceConfig
+from pujax.data.decode import ImageSpec, fit_arrays
 from pujax.data.embedded import CLASS_NAMES, checksum, load_embedded
 from pujax.data.sources.naming import digest
 from pujax.errors import UserError
@@ -21,8 +21,7 @@ class ArraySource:
 
     images: np.ndarray  # uint8 [N, H, W] or [N, H, W, C]
     positions: np.ndarray  # int64 [N], in the file
-    size: int
-    channels: int
+    spec: ImageSpec
     labels: np.ndarray | None
     truth: np.ndarray | None
     class_names: tuple[str, ...] | None
@@ -38,7 +37,7 @@ class ArraySource:
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the images, all of them readable."""
-        images = fit_arrays(self.images[indices], size=self.size, channels=self.channels)
+        images = fit_arrays(self.images[indices], self.spec)
         return images, np.full(len(indices), "", object)
 
     def take(self, rows: np.ndarray) -> "ArraySource":
@@ -49,14 +48,14 @@ class ArraySource:
         return replace(self, images=self.images[part], positions=self.positions[part], fingerprint=fingerprint, **kept)
 
 
-def open_embedded(config: SourceConfig, data: DataConfig, labelled: bool) -> ArraySource:
+def open_embedded(config: SourceConfig, spec: ImageSpec, labelled: bool) -> ArraySource:
     """Open "labelled", "pool" or "test" of the package."""
     arrays, fingerprint = load_embedded(config.name), checksum(f"{config.name}.npz.xz")
     names = CLASS_NAMES if "labels" in arrays else None
-    return _make_source(arrays, data, labelled, f"embedded {config.name}", fingerprint=fingerprint, class_names=names)
+    return _make_source(arrays, spec, labelled, f"embedded {config.name}", fingerprint=fingerprint, class_names=names)
 
 
-def open_array(config: SourceConfig, data: DataConfig, labelled: bool) -> ArraySource:
+def open_array(config: SourceConfig, spec: ImageSpec, labelled: bool) -> ArraySource:
     """Open a .npz with `images`, and `labels`, `truth`, `class_names` where it has them, or a .npy of images."""
     path = Path(config.path)
     if not path.is_file():
@@ -71,7 +70,7 @@ def open_array(config: SourceConfig, data: DataConfig, labelled: bool) -> ArrayS
         fingerprint = digest(list(arrays["images"].shape), status.st_size, status.st_mtime_ns)
     else:
         fingerprint = digest(*(part for name in sorted(arrays) for part in (name, arrays[name])), names)
-    return _make_source(arrays, data, labelled, str(path), fingerprint=fingerprint, class_names=names)
+    return _make_source(arrays, spec, labelled, str(path), fingerprint=fingerprint, class_names=names)
 
 
 def _load_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -86,7 +85,7 @@ def _load_arrays(path: Path) -> dict[str, np.ndarray]:
 
 def _make_source(
     arrays: dict[str, np.ndarray],
-    data: DataConfig,
+    spec: ImageSpec,
     labelled: bool,
     where: str,
     *,
@@ -108,8 +107,7 @@ def _make_source(
     return ArraySource(
         images=images,
         positions=np.arange(len(images)),
-        size=data.image_size,
-        channels=data.channels,
+        spec=spec,
         labels=arrays["labels"].astype(np.int32) if labelled and "labels" in arrays else None,
         truth=arrays["truth"].astype(bool) if "truth" in arrays else None,
         class_names=class_names,

@@ -1,7 +1,7 @@
 """Image files under a folder; with one folder a class where labels are wanted."""
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,58 +9,46 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from etils import epath
 
-from pujax.config import DataConfig, SourceConfig
-from pujax.data.decoders import decode_files
+from pujax.config import SourceConfig
+from pujax.data.decode import ImageSpec
 from pujax.data.manifest import Manifest, list_now, list_once, path_of
-from pujax.data.sources.naming import digest, where
+from pujax.data.sources.encoded import EncodedSource, whole
 from pujax.errors import UserError
 
 
 @dataclass(frozen=True)
-class FolderSource:
+class _Listed:
     """JPEG, PNG and other image files under a folder, in the order of its manifest."""
 
     root: str
     manifest: Manifest
-    rows: np.ndarray | None  # int64 [N], places in the manifest; None for all
-    size: int
-    channels: int
-    labels: np.ndarray | None
-    class_names: tuple[str, ...] | None
-    fingerprint: str
-    truth: None = None
 
-    def __len__(self) -> int:
-        return self.manifest.count if self.rows is None else len(self.rows)
+    @property
+    def fingerprint(self) -> str:
+        """Of the listing: names, sizes and times of modification."""
+        return self.manifest.fingerprint
 
     @property
     def skipped(self) -> dict[str, int]:
         """What looked like an image and is none, by kind."""
         return self.manifest.skipped
 
-    def keys(self, indices: np.ndarray) -> list[str]:
+    def __len__(self) -> int:
+        return self.manifest.count
+
+    def keys(self, places: np.ndarray) -> list[str]:
         """Return paths relative to the folder."""
-        return self.manifest.keys(indices if self.rows is None else self.rows[indices])
+        return self.manifest.keys(places)
 
-    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Read and decode the files, in worker processes."""
-        root, keys = os.fsencode(self.root), self.keys(indices)
-
-        def paths(rows: slice) -> list[str]:
-            return [os.fsdecode(os.path.join(root, path_of(key))) for key in keys[rows]]
-
-        return decode_files(paths, len(indices), size=self.size, channels=self.channels)
-
-    def take(self, rows: np.ndarray) -> "FolderSource":
-        """Return a source of the given sorted rows only."""
-        labels = None if self.labels is None else self.labels[rows]
-        places = rows if self.rows is None else self.rows[rows]
-        return replace(self, rows=places, labels=labels, fingerprint=digest(self.fingerprint, rows))
+    def fetch(self, places: np.ndarray) -> list[str]:
+        """Return paths."""
+        root = os.fsencode(self.root)
+        return [os.fsdecode(os.path.join(root, path_of(key))) for key in self.keys(places)]
 
 
 def open_folder(
-    config: SourceConfig, data: DataConfig, labelled: bool, manifest_folder: epath.Path | None
-) -> FolderSource:
+    config: SourceConfig, spec: ImageSpec, labelled: bool, manifest_folder: epath.Path | None
+) -> EncodedSource:
     """Open a folder of images; its listing is kept in `manifest_folder`, where one is given."""
     if not (config.path and Path(config.path).is_dir()):  # os.path.isdir would call a stale mount "no folder"
         raise UserError(f"there is no folder {config.path!r}; give the folder of a data source as its path")
@@ -69,29 +57,18 @@ def open_folder(
         manifest = list_now(config.path, limit=limit)
     else:
         manifest = list_once(config.path, manifest_folder, limit=limit)
-    labels, names = _classes(manifest.all_keys(), config, data) if labelled and manifest.count else (None, None)
-    return FolderSource(
-        root=config.path,
-        manifest=manifest,
-        rows=None,
-        size=data.image_size,
-        channels=data.channels,
-        labels=labels,
-        class_names=names,
-        fingerprint=manifest.fingerprint,
-    )
+    labels, names = class_folders(manifest.all_keys()) if labelled and manifest.count else (None, None)
+    return whole(_Listed(config.path, manifest), spec, labels, names)
 
 
-def _classes(keys: pa.ChunkedArray, config: SourceConfig, data: DataConfig) -> tuple:
-    """Return (labels int32 [N] by the sorted names of the class folders, these names); nothing if files lie flat."""
+def class_folders(keys: pa.ChunkedArray) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
+    """Return (labels int32 [N] by the sorted names of the first folders of keys, these names).
+
+    Both are None if a file lies in no folder.
+    """
     folders = pc.extract_regex(keys, r"^(?P<name>[^/]+)/")
     if folders.null_count:
         return None, None
     folders = pc.struct_field(folders, "name")
     names = sorted(pc.unique(folders).to_pylist())
-    if len(names) != data.num_classes:
-        raise UserError(
-            f"{where(config)} has {len(names)} class folders ({', '.join(names[:5])}, ...), but data.num_classes "
-            f"is {data.num_classes}; correct one of them"
-        )
     return pc.index_in(folders, pa.array(names)).to_numpy().astype(np.int32), tuple(names)

@@ -1,54 +1,40 @@
 """Prepared TensorFlow datasets, read as ArrayRecord without TensorFlow."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from pujax.config import DataConfig, SourceConfig
-from pujax.data.decoders import decode_files
+from pujax.config import SourceConfig
+from pujax.data.decode import ImageSpec
+from pujax.data.sources.encoded import EncodedSource, whole
 from pujax.data.sources.naming import digest
 from pujax.errors import UserError
 
 
 @dataclass(frozen=True)
-class TFDSSource:
-    """A prepared TensorFlow dataset, read through `tfds.data_source`."""
+class _Records:
+    """The records of a prepared dataset, read through `tfds.data_source`."""
 
     name: str
     data: Any  # random access: data.__getitems__([i, ...]) -> list of {"image": ...}
-    rows: np.ndarray  # positions in `data`
-    size: int
-    channels: int
-    labels: np.ndarray | None
-    class_names: tuple[str, ...] | None
     fingerprint: str
-    truth: None = None
     skipped: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.data)
 
-    def keys(self, indices: np.ndarray) -> list[str]:
+    def keys(self, places: np.ndarray) -> list[str]:
         """Return dataset, split and position."""
-        return [f"{self.name}/{self.rows[i]}" for i in indices]
+        return [f"{self.name}/{i}" for i in places]
 
-    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Read many records at a time, and decode them in worker processes."""
-
-        def files(rows: slice) -> list[bytes]:
-            return [record["image"] for record in self.data.__getitems__(self.rows[indices[rows]].tolist())]
-
-        return decode_files(files, len(indices), size=self.size, channels=self.channels)
-
-    def take(self, rows: np.ndarray) -> "TFDSSource":
-        """Return a source of the given sorted rows only."""
-        labels = None if self.labels is None else self.labels[rows]
-        return replace(self, rows=self.rows[rows], labels=labels, fingerprint=digest(self.fingerprint, rows))
+    def fetch(self, places: np.ndarray) -> list[bytes]:
+        """Read many records at a time."""
+        return [record["image"] for record in self.data.__getitems__(places.tolist())]
 
 
-def open_tfds(config: SourceConfig, data: DataConfig, labelled: bool) -> TFDSSource:
+def open_tfds(config: SourceConfig, spec: ImageSpec, labelled: bool) -> EncodedSource:
     """Open a dataset that is prepared on this machine."""
     import tensorflow_datasets as tfds  # slow to import, and only this source needs it
 
@@ -76,16 +62,9 @@ def open_tfds(config: SourceConfig, data: DataConfig, labelled: bool) -> TFDSSou
         raise UserError(f"{where} has no feature {sorted(missing)[0]!r}; use another dataset")
     names = getattr(features["label"], "names", None) if labelled else None
     labels = np.concatenate(list(_read_labels(records))) if labelled else None
-    return TFDSSource(
-        name=f"{config.name}/{config.split}",
-        data=records,
-        rows=np.arange(len(records)),
-        size=data.image_size,
-        channels=data.channels,
-        labels=labels,
-        class_names=tuple(names) if names else None,
-        fingerprint=digest(records.dataset_info.full_name, config.split, len(records)),
-    )
+    fingerprint = digest(records.dataset_info.full_name, config.split, len(records))
+    files = _Records(f"{config.name}/{config.split}", records, fingerprint)
+    return whole(files, spec, labels, tuple(names) if names else None)
 
 
 def _read_labels(records: Any, batch_size: int = 4096) -> Iterator[np.ndarray]:
