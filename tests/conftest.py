@@ -34,21 +34,26 @@ def meshes():
     return make_mesh(jax.devices()[:1]), make_mesh(jax.devices())
 
 
-@pytest.fixture
-def bucket(monkeypatch):
-    """The bucket s3://bucket of a store on loopback, read through the real client."""
-    import fsspec
-    import s3fs
+@pytest.fixture(scope="session")
+def store():
+    """The address of an object store on loopback, and its one bucket."""
     from object_store import Bucket, serving
 
     bucket = Bucket()
     with serving(bucket) as address:
-        for name, value in {"AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b",
-                            "AWS_DEFAULT_REGION": "us-east-1", "AWS_MAX_ATTEMPTS": "1"}.items():  # fmt: skip
-            monkeypatch.setenv(name, value)
-        fsspec.register_implementation(
-            "s3", s3fs.S3FileSystem, clobber=True
-        )  # other tests put a store of their own there
-        s3fs.S3FileSystem.clear_instance_cache()
-        yield bucket
-        s3fs.S3FileSystem.clear_instance_cache()
+        yield address, bucket
+
+
+@pytest.fixture
+def bucket(store, monkeypatch):
+    """The bucket s3://bucket of that store, empty, to be read through the real client."""
+    import fsspec
+    import s3fs
+
+    address, bucket = store
+    bucket.__init__()
+    for name, value in {"AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b",
+                        "AWS_DEFAULT_REGION": "us-east-1", "AWS_MAX_ATTEMPTS": "1"}.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    fsspec.register_implementation("s3", s3fs.S3FileSystem, clobber=True)  # other tests put a store of their own there
+    return bucket

@@ -133,6 +133,7 @@ def test_what_a_store_raises_names_the_address(bucket, monkeypatch):
     with pytest.raises(OSError, match=r"RuntimeError: the connection was reset: 's3://bucket/a'") as error:
         storage.read("s3://bucket/a")
     assert error.value.filename == "s3://bucket/a" and not isinstance(error.value, UserError)
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 # --- folders of a store ---
