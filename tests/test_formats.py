@@ -100,7 +100,7 @@ def test_a_job_scores_and_chooses_alike_whatever_form_the_pool_has(written, tmp_
         def change(job, config=config):
             job.data.pool, job.scorer.min_in_range = config, 0.0
             job.select.rule, job.select.budget = "top_k", 40
-            job.distill.batch_size = 32
+            job.distill.batch_size, job.scorer.frozen.styles, job.scorer.class_prior = 32, "off", "0.5"
 
         workdir = tmp_path / form.replace("/", "-")
         in_process(tmp_path, change, stages=("teacher", "scorer", "score", "select"), workdir=workdir)

@@ -20,6 +20,7 @@ from pujax.data.sources.naming import digest
 from pujax.errors import UserError
 
 _PATHS = ("path", "filename", "file_name", "file", "filepath", "image", "image_path", "key", "url")
+_HASHED = 100_000  # paths at a time
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class _Paths:
     """The files that a table lists, in its order."""
 
     folder: str  # of the table: where relative paths begin
-    listed: pa.ChunkedArray  # text, as the table has them
+    listed: pa.Array  # text, as the table has them
     fingerprint: str  # of paths alone, not of what lies there
     skipped: dict[str, int] = field(default_factory=dict)
 
@@ -65,7 +66,7 @@ def open_list(config: SourceConfig, spec: ImageSpec, labelled: bool) -> EncodedS
             f"{config.path} has no column of paths ({', '.join(_PATHS)}), but {', '.join(table.schema.names[:8])}; "
             "give the names of its columns in its first line"
         )
-    listed = table[column]
+    listed = table[column].cast(pa.large_string()).combine_chunks()  # of many chunks rows are slow to take
     _check_paths(listed, config.path)
     files = _Paths(os.path.dirname(config.path) or ".", listed, digest(_hash_of(listed), len(listed)))
     if len(listed):
@@ -99,7 +100,7 @@ def _read_table(path: str) -> pa.Table:
     return table.cast(pa.schema([field.with_type(kind) for field, kind in zip(table.schema, texts)]))
 
 
-def _check_paths(listed: pa.ChunkedArray, path: str) -> None:
+def _check_paths(listed: pa.Array, path: str) -> None:
     missing = pc.or_kleene(pc.is_null(listed), pc.equal(listed, ""))
     if pc.any(missing).as_py():
         raise UserError(f"{path}: row {pc.index(missing, True).as_py() + 1} has no path; give it one, or leave it out")
@@ -109,8 +110,8 @@ def _check_paths(listed: pa.ChunkedArray, path: str) -> None:
         raise UserError(f"{path} lists {twice} twice; list every image once")
 
 
-def _hash_of(listed: pa.ChunkedArray) -> str:
+def _hash_of(listed: pa.Array) -> str:
     out = hashlib.sha256()
-    for chunk in listed.chunks:
-        out.update("".join(f"{path}\0" for path in chunk.to_pylist()).encode())
+    for start in range(0, len(listed), _HASHED):
+        out.update("".join(f"{path}\0" for path in listed[start : start + _HASHED].to_pylist()).encode())
     return out.hexdigest()
