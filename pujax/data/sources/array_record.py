@@ -157,20 +157,22 @@ def parse_example(record: bytes) -> dict[str, list]:
     found: dict[str, list] = {}
     for _, features in _fields(record):  # Example.features
         for _, entry in _fields(features):  # Features.feature, a map
-            parts = dict(_fields(entry))
+            parts = {number: part for number, part in _fields(entry) if isinstance(part, bytes)}
             values: list = []
             for kind, content in _fields(parts.get(2, b"")):  # bytes_list 1, float_list 2, int64_list 3
                 for _, value in _fields(content):
                     if kind == 3:
                         values += [value] if isinstance(value, int) else _varints(value)
-                    elif kind == 1:
+                    elif kind == 1 and isinstance(value, bytes):
                         values.append(value)
-            found[parts[1].decode() if 1 in parts else ""] = values
+            found[str(parts.get(1, b""), "utf-8")] = values
     return found
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
     """Yield (number, value) of the fields of a protocol buffer: whole numbers and bytes, of fixed width too."""
+    if not isinstance(message, bytes):
+        raise ValueError("a number stands where a message should")
     at = 0
     while at < len(message):
         tag, at = _varint(message, at)

@@ -62,6 +62,7 @@ def _encode(text: str, codec: str) -> bytes:
 
 
 _KNOWN = {"numpy.ndarray": _Array, "numpy.dtype": _Type, "_codecs.encode": _encode}
+_KNOWN |= dict.fromkeys(("builtins.bytes", "__builtin__.bytes"), lambda: b"")  # how empty ones are written
 for _module in ("numpy.core", "numpy._core"):
     _KNOWN[f"{_module}.multiarray._reconstruct"] = lambda *_: _Array()
     _KNOWN[f"{_module}.numeric._frombuffer"] = _from_buffer
