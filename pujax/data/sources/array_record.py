@@ -22,7 +22,7 @@ from pujax.data.sources.naming import digest
 from pujax.data.sources.rows import Rows, rows_of
 from pujax.errors import UserError
 
-SUFFIX = r"\.array_?record(-\d+-of-\d+)?"
+SUFFIX = r"\.array_?record(-[\d*?]+-of-[\d*?]+|\*)?"
 _RANDOM = "readahead_buffer_size:0,max_parallelism:0"
 _IMAGES, _LABELS = ("image/encoded", "image"), ("image/class/label", "label", "image/class/text")
 _BATCH = 1024  # records read at a time for their labels

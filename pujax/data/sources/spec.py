@@ -57,7 +57,8 @@ def parse_source(text: str) -> SourceConfig:
     path, _ = _without_split(text)
     if kind := _kind_of(text) or _kind_of(path):
         return _of_kind(kind, text)
-    what = "is of no kind that is known" if os.path.exists(text) else "names nothing that is there"
+    there = storage.is_remote(text) or os.path.exists(text)
+    what = "is of no kind that is known" if there else "names nothing that is there"
     raise UserError(f"{text!r} {what}; {_UNDERSTOOD}")
 
 
