@@ -235,7 +235,7 @@ def test_class_names_of_an_array_file_are_kept(tmp_path):
     config = save(tmp_path / "a.npz", images=IMAGES, labels=np.arange(4) % 2, class_names=["cat", "dog"])
     assert open_source(config, DATA).class_names == ("cat", "dog")
     config = save(tmp_path / "b.npz", images=IMAGES, labels=np.arange(4) % 2, class_names=["cat"])
-    with pytest.raises(UserError, match=r"has 1 class names, but data.num_classes is 2"):
+    with pytest.raises(UserError, match=r"has 1 classes \(cat, ...\), but data.num_classes is 2"):
         open_source(config, DATA)
 
 
