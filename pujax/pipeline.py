@@ -343,7 +343,8 @@ def summarize(config: Config, units: dict[str, Unit], seconds: float) -> dict[st
 
 def versions() -> dict[str, str]:
     """Return the versions of Python, of pujax, and of what its numbers come from."""
-    packages = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    packages = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow", "simplejpeg",
+                "opencv-python-headless")  # fmt: skip
     found = {name: importlib.metadata.version(name) for name in packages}
     return {"python": platform.python_version(), **found, "pujax": pujax.__version__}
 

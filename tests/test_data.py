@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pujax.config import DataConfig, SourceConfig
 from pujax.data.batches import index_batches, mixed_index_batches
@@ -50,13 +50,43 @@ def test_short_side_is_resized_and_the_centre_kept():
     assert (decode(encoded(Image.fromarray(wide)), ImageSpec(10, 3)) == 200).all()
 
 
-def test_exif_rotation_is_applied():
-    pixels = np.zeros((16, 16, 3), np.uint8)
-    pixels[:8] = 250  # bright above
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("channels", [1, 3])
+def test_exif_rotation_is_applied(kind, orientation, channels):
     exif = Image.Exif()
-    exif[0x0112] = 3  # upside down
-    image = decode(encoded(Image.fromarray(pixels), "JPEG", exif=exif), ImageSpec(16, 1))
-    assert image[:6].mean() < 20 and image[10:].mean() > 230
+    exif[0x0112] = orientation
+    taken = picture((16, 16))
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(encoded(taken, kind, exif=exif)))).convert("L"))
+    image = decode(encoded(taken, kind, exif=exif), ImageSpec(16, channels))
+    grey = Image.fromarray(image.squeeze()).convert("L")
+    assert abs(np.asarray(grey, int) - upright).mean() < 4
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("size", "crop"), [(28, 0.875), (32, 1.0), (64, 0.5), (200, 0.9)])
+def test_the_centre_is_cropped_and_resized_as_pillow_does(kind, interpolation, size, crop):
+    y, x = np.mgrid[:90, :130]
+    smooth = np.stack([120 + 100 * np.sin(x / 30), 120 + 100 * np.cos(y / 25), 255 * x / 130], -1).astype(np.uint8)
+    image = decode(encoded(Image.fromarray(smooth), kind, quality=95), ImageSpec(size, 3, crop, interpolation))
+    side = round(size / crop)  # the usual way: all of it first, then the centre
+    whole = ImageOps.fit(Image.fromarray(smooth), (side, side), Image.Resampling[interpolation.upper()])
+    left = (side - size) // 2
+    expected = np.asarray(whole)[left : left + size, left : left + size]
+    assert abs(image.astype(int) - expected).mean() < 3
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF"])
+def test_a_picture_that_claims_too_many_pixels_is_not_decoded(kind, monkeypatch):
+    data = encoded(picture((200, 100)), kind)
+    monkeypatch.setattr("pujax.data.decode.MAX_PIXELS", 20_799)
+    assert try_decode(data, ImageSpec(16, 3)) == (
+        None,
+        "ValueError: 200x104 pixels; more than 20799 are not decoded",
+    )
+    monkeypatch.setattr("pujax.data.decode.MAX_PIXELS", 20_800)
+    assert try_decode(data, ImageSpec(16, 3))[1] == ""
 
 
 def test_transparency_is_black():

@@ -102,18 +102,14 @@ def test_an_orientation_of_a_wrong_kind_does_no_harm(kind):
 
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
 @pytest.mark.parametrize(
-    ("entry", "error"),
-    [
-        ((0x0100, 1, 1, b"\1\0\0\0"), "error: required argument is not an integer"),  # struct.error
-        ((0x010E, 5, 1, b"\0\0\0\1"), "AttributeError: "),
-        ((0x011A, 2, 1, b"1\0\0\0"), "TypeError: bad operand type for abs"),
-    ],
-    ids=["struct.error", "AttributeError", "TypeError"],
+    "entry",
+    [(0x0100, 1, 1, b"\1\0\0\0"), (0x010E, 5, 1, b"\0\0\0\1"), (0x011A, 2, 1, b"1\0\0\0")],
+    ids=["width", "description", "resolution"],
 )
-def test_exif_that_does_not_survive_rotation_is_a_reason(kind, entry, error):
-    data = encoded(picture(), kind, exif=exif((0x0112, 3, 1, b"\0\6\0\0"), entry))
-    image, reason = try_decode(data, ImageSpec(16, 3))
-    assert image is None and reason.startswith(error)
+def test_broken_exif_beside_the_orientation_does_no_harm(kind, entry):
+    turned = (0x0112, 3, 1, b"\0\6\0\0")
+    sound = decode(encoded(picture(), kind, exif=exif(turned)), ImageSpec(16, 3))
+    assert (decode(encoded(picture(), kind, exif=exif(turned, entry)), ImageSpec(16, 3)) == sound).all()
 
 
 def test_what_pillow_thinks_of_a_file_stays_off_stderr(caplog, capfd, recwarn):

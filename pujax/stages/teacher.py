@@ -29,7 +29,7 @@ from pujax.networks import (
 from pujax.sharding import is_main_process
 from pujax.train import LossFn, fit
 
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 
 
 def run(job: Job) -> dict[str, Any]:
