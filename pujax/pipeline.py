@@ -152,18 +152,23 @@ def open_sources(
     wanted = [part for part in PARTS if getattr(config.data, part).kind and (part in needed or part == "full")]
     if config.teacher.weights and "full_data" not in config.baselines and "full" in wanted:
         wanted.remove("full")
+    names = teacher.class_names(config)
     sources = {}
     for process_turn in (True, False):  # a folder is listed by the main process first
         if process_turn == is_main_process():
-            sources = {part: _open(config, workdir, part, dry=dry) for part in wanted}
+            sources = {part: _open(config, workdir, part, names, dry=dry) for part in wanted}
         barrier("sources")
     return sources
 
 
-def _open(config: Config, workdir: Workdir, part: str, *, dry: bool) -> ImageSource:
+def _open(
+    config: Config, workdir: Workdir, part: str, class_names: tuple[str, ...] | None, *, dry: bool
+) -> ImageSource:
     listed = (workdir.pool / "MANIFEST.json").exists()
     manifest = workdir.pool if part == "pool" and (listed or not dry) else None
-    return open_source(getattr(config.data, part), config.data, labelled=part != "pool", manifest=manifest)
+    return open_source(
+        getattr(config.data, part), config.data, labelled=part != "pool", manifest=manifest, class_names=class_names
+    )
 
 
 def make_units(job: Job) -> dict[str, Unit]:

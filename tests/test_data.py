@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 from pujax.config import DataConfig, SourceConfig
 from pujax.data.batches import index_batches, mixed_index_batches
+from pujax.data.class_names import given_class_names
 from pujax.data.decode import ImageSpec, decode, fit_arrays, try_decode
 from pujax.data.reading import read_or_fail, reasons_of, write_images
 from pujax.data.sources import open_source
@@ -354,3 +355,38 @@ def test_normalize_by_channel():
     images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
     expected = (images.astype(np.float64) / 255 - [0.4, 0.5, 0.6]) / [0.2, 0.3, 0.4]
     np.testing.assert_allclose(normalize(jnp.asarray(images), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)), expected, atol=1e-5)
+
+
+# --- class names ---
+
+
+def test_labels_follow_the_order_of_given_class_names(tmp_path):
+    config = folder(write_folder(tmp_path / "in"))
+    own = open_source(config, DATA)
+    turned = open_source(config, DATA, class_names=("dog", "cat"))
+    assert own.class_names == ("cat", "dog") and turned.class_names == ("dog", "cat")
+    assert (turned.labels == 1 - own.labels).all() and turned.fingerprint != own.fingerprint
+    assert open_source(config, DATA, class_names=("cat", "dog")).fingerprint == own.fingerprint
+    pool = open_source(config, DATA, labelled=False, class_names=("dog", "cat"))
+    assert pool.labels is None and pool.fingerprint == own.fingerprint
+    some = open_source(config, dataclasses.replace(DATA, num_classes=3), class_names=("cow", "dog", "cat"))
+    assert set(some.labels) == {1, 2}
+    with pytest.raises(UserError, match="has a class 'cat', which is none of the 2 of the teacher"):
+        open_source(config, DATA, class_names=("dog", "horse"))
+
+
+def test_class_names_come_from_the_options_or_from_a_file(tmp_path):
+    def given(*names, num_classes=2):
+        return given_class_names(DataConfig(num_classes=num_classes, class_names=names))
+
+    listed = tmp_path / "names.txt"
+    listed.write_text("a cat\n\n dog \n")
+    assert given() is None and given("cat", "dog") == ("cat", "dog")
+    assert given(str(listed)) == ("a cat", "dog")
+    for names, count, message in [
+        (["nowhere.txt"], 2, "no text file that can be read"),
+        (["cat", "dog"], 3, "gives 2 names, but data.num_classes is 3"),
+        (["cat", "cat"], 2, "gives 'cat' twice"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            given(*names, num_classes=count)

@@ -1,5 +1,6 @@
 """Stage 1: the teacher, restored from weights or trained here on the whole labelled set."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -11,6 +12,7 @@ from etils import epath
 
 from pujax.config import Config
 from pujax.data.batches import index_batches
+from pujax.data.class_names import given_class_names
 from pujax.data.embedded import embedded_path
 from pujax.data.reading import training_images
 from pujax.data.transforms import augment
@@ -20,10 +22,12 @@ from pujax.metrics import flops_per_image, num_params
 from pujax.networks import (
     Network,
     abstract_network,
+    check_class_names,
     check_fits,
     init_network,
     load_network,
     preprocessing_of,
+    read_class_names,
     save_network,
 )
 from pujax.sharding import is_main_process
@@ -65,7 +69,19 @@ def given_teacher(config: Config) -> Network | None:
         return None
     network = load_network(path, dtype=resolve_dtype(config.compute_dtype))
     check_fits(network, str(path), model=config.teacher.model, data=config.data)
-    return network
+    return dataclasses.replace(network, class_names=network.class_names or given_class_names(config.data))
+
+
+def class_names(config: Config) -> tuple[str, ...] | None:
+    """Return the names of the classes in the order of the teacher's outputs, where they are known before it is trained.
+
+    Raises:
+        UserError: the options and the teacher's weights name different classes.
+    """
+    given, path = given_class_names(config.data), weights_path(config)
+    own = read_class_names(path) if path is not None else None
+    check_class_names([("the teacher", own), ("data.class_names", given)])
+    return own or given
 
 
 def abstract_teacher(config: Config) -> Network:

@@ -13,7 +13,7 @@ from pujax.config import DataConfig, SourceConfig
 from pujax.data.decode import ImageSpec
 from pujax.data.sources.array import open_array, open_embedded
 from pujax.data.sources.folder import open_folder
-from pujax.data.sources.naming import where
+from pujax.data.sources.naming import digest, where
 from pujax.data.sources.tfds import open_tfds
 from pujax.errors import UserError
 
@@ -123,11 +123,14 @@ def _in_order(source: ImageSource, class_names: tuple[str, ...] | None, where: s
     unknown = sorted(set(source.class_names) - set(class_names))
     if unknown:
         raise UserError(
-            f"{where} has a class {unknown[0]!r}, which is none of the {len(class_names)} class names "
-            f"({', '.join(class_names[:5])}, ...); rename it, or correct data.class_names"
+            f"{where} has a class {unknown[0]!r}, which is none of the {len(class_names)} of the teacher or of "
+            f"data.class_names ({', '.join(class_names[:5])}, ...); rename it, or correct these"
         )
     order = np.array([class_names.index(name) for name in source.class_names], np.int32)
-    return dataclasses.replace(source, labels=order[source.labels], class_names=class_names)
+    if source.class_names == class_names:
+        return source
+    fingerprint = digest(source.fingerprint, class_names)
+    return dataclasses.replace(source, labels=order[source.labels], class_names=class_names, fingerprint=fingerprint)
 
 
 def _first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
