@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import math
 import platform
 import shutil
 import time
@@ -28,7 +29,7 @@ import pujax
 from pujax import artifacts
 from pujax.artifacts import Workdir, load_json, save_json, write_atomic
 from pujax.config import Config, flatten
-from pujax.data.sources import ImageSource, open_source
+from pujax.data.sources import ImageSource, hold_out, open_source
 from pujax.errors import UserError
 from pujax.inference import resolve_dtype
 from pujax.job import Job
@@ -144,8 +145,12 @@ def opened(
 def open_sources(
     config: Config, workdir: Workdir, stages: tuple[str, ...], *, dry: bool = False
 ) -> dict[str, ImageSource]:
-    """Return the data sources that are set, by part; those that the stages need must be."""
-    needed = {"test"} if set(stages) <= {"teacher"} else {"test", "labelled", "pool"}
+    """Return the data sources by part: those that the stages need, and the whole labelled set where it is used.
+
+    Without a test set some of the labelled images are kept out to be one.
+    """
+    measures = "test" if config.data.test.kind else "labelled"
+    needed = {measures} if set(stages) <= {"teacher"} else {measures, "labelled", "pool"}
     for part in sorted(needed):
         if not getattr(config.data, part).kind:
             raise UserError(f"data.{part} is not set; give --config.data.{part}.kind and .path")
@@ -158,6 +163,8 @@ def open_sources(
         if process_turn == is_main_process():
             sources = {part: _open(config, workdir, part, names, dry=dry) for part in wanted}
         barrier("sources")
+    if measures == "labelled":
+        sources["labelled"], sources["test"] = hold_out(sources["labelled"], config.data.holdout)
     return sources
 
 
@@ -359,7 +366,13 @@ def verdict(summary: dict[str, Any]) -> str:
     if "student" not in summary:
         return ""
     student = 100 * summary["student"]["accuracy"]
+    count = summary["teacher"].get("test_images", 0)
     lines = [f"student {student:.2f} % on the test set, teacher {100 * summary['teacher']['accuracy']:.2f} %"]
+    if 0 < count < 1000:
+        error = math.sqrt(student * (100 - student) / count)
+        lines.append(f"but: measured on {count} images, so with a standard error of {error:.1f} points")
+    if wrong := summary["teacher"].get("doubt"):
+        lines.append(f"but: the teacher seems to be used wrongly: {wrong}")
     for name, block in summary.get("baselines", {}).items():
         other = 100 * block["accuracy"]
         lines.append(f"  {name:<20} {other:6.2f} %   mining is worth {student - other:+.2f} points")

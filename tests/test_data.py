@@ -15,7 +15,8 @@ from pujax.data.batches import index_batches, mixed_index_batches
 from pujax.data.class_names import given_class_names
 from pujax.data.decode import ImageSpec, decode, fit_arrays, try_decode
 from pujax.data.reading import read_or_fail, reasons_of, write_images
-from pujax.data.sources import open_source
+from pujax.data.sources import hold_out, open_source
+from pujax.data.survey import contact_sheet, survey
 from pujax.data.transforms import augment, normalize
 from pujax.errors import UserError
 from pujax.sharding import shard_batch
@@ -390,3 +391,33 @@ def test_class_names_come_from_the_options_or_from_a_file(tmp_path):
     ]:
         with pytest.raises(UserError, match=message):
             given(*names, num_classes=count)
+
+
+# --- a test set out of the labelled images ---
+
+
+def test_images_held_out_are_spread_over_every_class(tmp_path):
+    labels = np.repeat(np.arange(2), [10, 3]).astype(np.int32)
+    images = np.arange(13, dtype=np.uint8)[:, None, None, None] * np.ones((1, 16, 16, 3), np.uint8)
+    np.savez(tmp_path / "a.npz", images=images, labels=labels)
+    source = open_source(SourceConfig(kind="array", path=str(tmp_path / "a.npz")), DATA)
+    for share, expected in [(0.2, [2, 7, 11]), (0.01, [5, 11]), (0.99, [0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 12])]:
+        kept, held = hold_out(source, share)
+        assert [int(key) for key in held.keys(np.arange(len(held)))] == expected
+        assert sorted([*map(int, kept.keys(np.arange(len(kept)))), *expected]) == list(range(13))
+        assert set(kept.labels) == set(held.labels) == {0, 1}
+    with pytest.raises(UserError, match="class 1 has one labelled image"):
+        hold_out(source.take(np.arange(11)), 0.2)
+
+
+def test_a_survey_tells_what_is_in_a_folder(tmp_path):
+    root = write_folder(tmp_path / "in", per_class=4)
+    (root / "cat" / "x.jpg").write_bytes(b"<html>")
+    seen = survey(open_source(folder(root), DATA, labelled=False), 100)
+    assert seen.sampled == 9 and len(seen.images) == 8 and list(seen.reasons) == ["cat/x.jpg"]
+    assert seen.kinds == {"PNG RGB": 4, "JPEG RGB": 4} and seen.sides == (24, 24)
+    assert survey(open_source(folder(root), DATA, labelled=False), 3).sampled == 3
+    sheet = Image.open(io.BytesIO(contact_sheet({"a": seen.images, "b": seen.images[:1]}, columns=5, side=32)))
+    assert sheet.size == (160, 20 + 64 + 20 + 32)
+    shown = np.asarray(sheet.crop((32, 20, 64, 52)).resize((16, 16)), int)
+    assert abs(shown - seen.images[1]).mean() < 40

@@ -14,7 +14,8 @@ from pujax.config import Config
 from pujax.data.batches import index_batches
 from pujax.data.class_names import given_class_names
 from pujax.data.embedded import embedded_path
-from pujax.data.reading import training_images
+from pujax.data.reading import read_or_fail, training_images
+from pujax.data.sources import ImageSource
 from pujax.data.transforms import augment
 from pujax.inference import accuracy, resolve_dtype
 from pujax.job import Job
@@ -31,6 +32,7 @@ from pujax.networks import (
     save_network,
 )
 from pujax.sharding import is_main_process
+from pujax.teacher_check import check_teacher
 from pujax.train import LossFn, fit
 
 RESULTS_VERSION = 2
@@ -43,11 +45,20 @@ def run(job: Job) -> dict[str, Any]:
     if is_main_process():
         save_network(job.workdir.teacher, teacher)
     batch_size = config.run.inference_batch_size
+    doubts = doubts_about(teacher, job.sources["test"]) if config.teacher.weights else []
     return {
         **accuracy(teacher, job.sources["test"], mesh=job.mesh, batch_size=batch_size),
+        "test_images": len(job.sources["test"]),
         "num_params": num_params(teacher.variables),
         "flops_per_image": flops_per_image(teacher.module, teacher.variables, teacher.preprocessing.image_shape),
+        **({"doubt": "; ".join(doubts)} if doubts else {}),
     }
+
+
+def doubts_about(teacher: Network, labelled: ImageSource) -> list[str]:
+    """Return what seems to be wrong with a given teacher, judged by some labelled images."""
+    rows = np.unique(np.linspace(0, len(labelled) - 1, min(1024, len(labelled))).astype(np.int64))
+    return check_teacher(teacher, read_or_fail(labelled, rows, "labelled images"), labelled.labels[rows])[1]
 
 
 def weights_path(config: Config) -> epath.Path | None:

@@ -133,6 +133,33 @@ def _in_order(source: ImageSource, class_names: tuple[str, ...] | None, where: s
     return dataclasses.replace(source, labels=order[source.labels], class_names=class_names, fingerprint=fingerprint)
 
 
+def hold_out(source: ImageSource, share: float) -> tuple[ImageSource, ImageSource]:
+    """Split a labelled source in two.
+
+    Args:
+        source: the images.
+        share: of every class that the second part gets, at least one image and never all.
+
+    Returns:
+        (what is kept, what is held out), the latter spread evenly over each class's images.
+
+    Raises:
+        UserError: a class has a single image.
+    """
+    held = np.zeros(len(source), bool)
+    for k in np.unique(source.labels):
+        rows = np.flatnonzero(source.labels == k)
+        if len(rows) == 1:
+            name = source.class_names[k] if source.class_names else k
+            raise UserError(
+                f"class {name} has one labelled image, so that none can be kept out to measure the student; add "
+                "images, or give data.test"
+            )
+        count = min(max(round(share * len(rows)), 1), len(rows) - 1)
+        held[rows[(np.arange(count) * 2 + 1) * len(rows) // (2 * count)]] = True
+    return source.take(np.flatnonzero(~held)), source.take(np.flatnonzero(held))
+
+
 def _first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
     """Return the sorted rows of the first `count` images of every class."""
     rows = [np.flatnonzero(labels == k)[:count] for k in np.unique(labels)]
