@@ -73,10 +73,11 @@ def throughput_table(lines: list[dict]) -> str:
 def pipeline_table(lines: list[dict]) -> str:
     """Return Markdown: images per second of the input pipeline, and ratios to each way of using PyTorch's."""
     lines = newest(lines, "device", "case")
-    head = "images; pujax; images/s; best PyTorch; of PyTorch's best; of it asked one by one; of bare decode"
+    head = "images; pujax; images/s; best PyTorch; of PyTorch's best; of it asked one by one; of bare decode; "
+    head += "one thread over Pillow"
     rows = []
     for line in lines:
-        rates, bare = line["images_per_second"], line.get("share_of_bare_decode")
+        rates, bare, decode = (line.get(name) for name in ("images_per_second", "share_of_bare_decode", "decode_ratio"))
         best, way = max((rate, name) for name, rate in rates.items() if name.startswith("torch"))
         for ours, label in (("pujax", "files"), ("host", "in memory"), ("device", "on the device")):
             if ours in rates:
@@ -84,6 +85,7 @@ def pipeline_table(lines: list[dict]) -> str:
                 theirs = f"{best:,.0f} ({way.removeprefix('torch, ')})"
                 rows.append([line["case"], label, f"{rates[ours]:,.0f}", theirs, f"{rates[ours] / best:.2f}x"])
                 rows[-1] += [f"{single:.1f}x" if single else "", f"{100 * bare:.0f} %" if bare else ""]
+                rows[-1] += [f"{decode:.2f}x" if decode else ""]
     return f"{markdown(head, rows)}\n\n{origin(lines)}"
 
 

@@ -83,6 +83,8 @@ class DataConfig:
     labelled: SourceConfig = field(default_factory=SourceConfig)  # the few labelled images, the PU positives
     pool: SourceConfig = field(default_factory=SourceConfig)  # the unlabelled heap
     test: SourceConfig = field(default_factory=SourceConfig)  # labelled; measures, never chooses
+    # Without a test set: the share of each class's labelled images that is kept out, and measures.
+    holdout: float = option(0.2, above=0, below=1)
     full: SourceConfig = field(default_factory=SourceConfig)  # whole labelled training set, where there is one
 
 

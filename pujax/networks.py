@@ -131,6 +131,15 @@ def load_network(path: epath.Path, *, dtype: jnp.dtype) -> Network:
     return network.with_variables(load_weights(path, network.variables))
 
 
+def read_class_names(path: epath.Path) -> tuple[str, ...] | None:
+    """Return the class names that a weights file gives; None where it gives none.
+
+    Raises:
+        UserError: there is no such file, or it is unreadable.
+    """
+    return _as_tuple(json.loads(load_metadata(path).get("pujax", "{}")).get("class_names"))
+
+
 def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 

@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import math
 import platform
 import shutil
 import time
@@ -28,7 +29,7 @@ import pujax
 from pujax import artifacts
 from pujax.artifacts import Workdir, load_json, save_json, write_atomic
 from pujax.config import Config, flatten
-from pujax.data.sources import ImageSource, open_source
+from pujax.data.sources import ImageSource, hold_out, open_source
 from pujax.errors import UserError
 from pujax.inference import resolve_dtype
 from pujax.job import Job
@@ -144,26 +145,37 @@ def opened(
 def open_sources(
     config: Config, workdir: Workdir, stages: tuple[str, ...], *, dry: bool = False
 ) -> dict[str, ImageSource]:
-    """Return the data sources that are set, by part; those that the stages need must be."""
-    needed = {"test"} if set(stages) <= {"teacher"} else {"test", "labelled", "pool"}
+    """Return the data sources by part: those that the stages need, and the whole labelled set where it is used.
+
+    Without a test set some of the labelled images are kept out to be one.
+    """
+    measures = "test" if config.data.test.kind else "labelled"
+    needed = {measures} if set(stages) <= {"teacher"} else {measures, "labelled", "pool"}
     for part in sorted(needed):
         if not getattr(config.data, part).kind:
             raise UserError(f"data.{part} is not set; give --config.data.{part}=PATH")
     wanted = [part for part in PARTS if getattr(config.data, part).kind and (part in needed or part == "full")]
     if config.teacher.weights and "full_data" not in config.baselines and "full" in wanted:
         wanted.remove("full")
+    names = teacher.class_names(config)
     sources = {}
     for process_turn in (True, False):  # a folder is listed by the main process first
         if process_turn == is_main_process():
-            sources = {part: _open(config, workdir, part, dry=dry) for part in wanted}
+            sources = {part: _open(config, workdir, part, names, dry=dry) for part in wanted}
         barrier("sources")
+    if measures == "labelled":
+        sources["labelled"], sources["test"] = hold_out(sources["labelled"], config.data.holdout)
     return sources
 
 
-def _open(config: Config, workdir: Workdir, part: str, *, dry: bool) -> ImageSource:
+def _open(
+    config: Config, workdir: Workdir, part: str, class_names: tuple[str, ...] | None, *, dry: bool
+) -> ImageSource:
     listed = (workdir.pool / "MANIFEST.json").exists()
     manifest = workdir.pool if part == "pool" and (listed or not dry) else None
-    return open_source(getattr(config.data, part), config.data, labelled=part != "pool", manifest=manifest)
+    return open_source(
+        getattr(config.data, part), config.data, labelled=part != "pool", manifest=manifest, class_names=class_names
+    )
 
 
 def make_units(job: Job) -> dict[str, Unit]:
@@ -343,7 +355,8 @@ def summarize(config: Config, units: dict[str, Unit], seconds: float) -> dict[st
 
 def versions() -> dict[str, str]:
     """Return the versions of Python, of pujax, and of what its numbers come from."""
-    packages = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    packages = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow", "simplejpeg",
+                "opencv-python-headless")  # fmt: skip
     found = {name: importlib.metadata.version(name) for name in packages}
     return {"python": platform.python_version(), **found, "pujax": pujax.__version__}
 
@@ -353,7 +366,13 @@ def verdict(summary: dict[str, Any]) -> str:
     if "student" not in summary:
         return ""
     student = 100 * summary["student"]["accuracy"]
+    count = summary["teacher"].get("test_images", 0)
     lines = [f"student {student:.2f} % on the test set, teacher {100 * summary['teacher']['accuracy']:.2f} %"]
+    if 0 < count < 1000:
+        error = math.sqrt(student * (100 - student) / count)
+        lines.append(f"but: measured on {count} images, so with a standard error of {error:.1f} points")
+    if wrong := summary["teacher"].get("doubt"):
+        lines.append(f"but: the teacher seems to be used wrongly: {wrong}")
     for name, block in summary.get("baselines", {}).items():
         other = 100 * block["accuracy"]
         lines.append(f"  {name:<20} {other:6.2f} %   mining is worth {student - other:+.2f} points")

@@ -1,24 +1,35 @@
-"""`--dry_run`: check everything that can be checked without training, and describe what would run."""
+"""`--dry_run`: check everything that can be checked without training, look at the images, and say what would run."""
 
-import math
+import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from pujax import pipeline
-from pujax.artifacts import Workdir
+from pujax.artifacts import Workdir, write_atomic
 from pujax.config import Config
 from pujax.data.sources import ImageSource
-from pujax.networks import Network
+from pujax.data.survey import Survey, contact_sheet, survey
+from pujax.job import Job
+from pujax.networks import Network, init_network
 from pujax.optim import make_optimizer
-from pujax.stages.teacher import abstract_teacher
+from pujax.pu.scorer import passes_per_image
+from pujax.sharding import is_main_process, replicate, shard_batch
+from pujax.stages.teacher import abstract_teacher, given_teacher
 from pujax.student import abstract_student, frozen_arrays, make_distill_loss
+from pujax.teacher_check import check_teacher
 from pujax.train import init_state, make_train_step
+
+_SAMPLE, _ON_SHEET = 256, 48  # images of a source that are read, and that are shown
 
 
 def describe(config: Config, workdir: Workdir, stages: tuple[str, ...]) -> str:
-    """Return the plan of a run: devices, data, networks, memory, and which stages are still to do.
+    """Return the plan of a run: devices, data, networks, memory, time, and which stages are still to do.
+
+    A contact sheet of the images is left in the work directory, and nothing else.
 
     Raises:
         UserError: whatever the run itself would refuse.
@@ -26,51 +37,136 @@ def describe(config: Config, workdir: Workdir, stages: tuple[str, ...]) -> str:
     with pipeline.opened(config, workdir, stages, dry=True) as (job, units):
         pipeline.check(job, units, stages)
         lines = [f"devices: {job.mesh.size} x {jax.devices()[0].device_kind}, processes: {jax.process_count()}"]
-        lines += [_describe_source(part, source) for part, source in job.sources.items()]
+        surveys = {part: survey(source, _SAMPLE) for part, source in job.sources.items()}
+        for part, source in job.sources.items():
+            lines += _describe_source(part, source, surveys[part])
+        if is_main_process():
+            write_atomic(
+                workdir.contact_sheet, contact_sheet({f"data.{p}": _some(seen) for p, seen in surveys.items()})
+            )
+            lines.append(f"a look at them: {workdir.contact_sheet}")
+        lines += _describe_teacher(job)
         if "pool" in job.sources:
-            lines.append(f"score: {len(job.score_table().shards)} shards")
-            lines.append(_describe_distill_step(job.config, job.mesh, len(job.sources["labelled"])))
+            lines += _describe_work(job, surveys["pool"])
         for name, unit in units.items():
             state = "done" if unit.is_done() else "to do" if unit.stage in stages else "not asked for"
             lines.append(f"stage {name}: {state}")
     return "\n".join(lines)
 
 
-def _describe_source(part: str, source: ImageSource) -> str:
-    labels = "no labels" if source.labels is None else f"{len(set(source.labels.tolist()))} classes"
+def _some(seen: Survey) -> np.ndarray:
+    """Return up to `_ON_SHEET` of the images that were read."""
+    return seen.images[:: max(-(-len(seen.images) // _ON_SHEET), 1)]
+
+
+def _describe_source(part: str, source: ImageSource, seen: Survey) -> list[str]:
     skipped = "".join(f", {count} {what} skipped" for what, count in source.skipped.items() if count)
-    return f"data.{part}: {len(source)} images, {labels}{skipped}"
+    lines = [f"data.{part}: {len(source)} images, {_describe_labels(source.labels)}{skipped}"]
+    if seen.kinds:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in seen.kinds.items())
+        lines.append(f"  of {seen.sampled} read: {kinds}; short sides {seen.sides[0]} to {seen.sides[1]} pixels")
+    if seen.reasons:
+        key, reason = next(iter(seen.reasons.items()))
+        share = 100 * len(seen.reasons) / seen.sampled
+        lines.append(f"  {share:.1f} % of those read do not decode, the first is {key} ({reason})")
+    return lines
 
 
-def _describe_distill_step(config: Config, mesh: Mesh, num_images: int) -> str:
-    """Compile the distillation step for abstract inputs; return the networks' names and the memory it takes.
+def _describe_labels(labels: np.ndarray | None) -> str:
+    if labels is None:
+        return "no labels"
+    counts = np.unique(labels, return_counts=True)[1]
+    return f"{len(counts)} classes of {counts.min()} to {counts.max()} images"
 
-    Cached logits are counted for `num_images` images, the labelled ones: how many will be chosen is not known yet.
-    """
+
+def _describe_teacher(job: Job) -> list[str]:
+    """Return how often a given teacher is right on labelled images, and what seems to be wrong with it."""
+    teacher = given_teacher(job.config)
+    if teacher is None:
+        return []
+    part = "labelled" if "labelled" in job.sources else "test"
+    source = job.sources[part]
+    rows = np.arange(0, len(source), -(-len(source) // 1024))
+    images, reasons = source.read(rows)
+    sound = reasons == ""
+    accuracy, doubts = check_teacher(teacher, images[sound], source.labels[rows[sound]])
+    lines = [f"teacher: {teacher.model}, right on {100 * accuracy:.1f} % of {sound.sum()} images of data.{part}"]
+    return lines + [f"  but {doubt}" for doubt in doubts]
+
+
+def _describe_work(job: Job, pool: Survey) -> list[str]:
+    """Return memory and time of scoring and distilling, from a compiled step and a few runs of it."""
+    config, mesh = job.config, job.mesh
     teacher = abstract_teacher(config)
     student = abstract_student(config.distill, teacher)
-    size = step_memory(config, teacher, student, mesh, num_images)
-    return f"distill: {teacher.model} -> {student.model}, {size / 2**20:.0f} MiB a device for one step"
+    memory, seconds = step_cost(config, teacher, student, mesh)
+    forward = _forward_rate(config, teacher, mesh) / passes_per_image(config.scorer)
+    rate, count = min(forward, pool.images_per_second), len(job.sources["pool"])
+    steps = config.distill.num_steps
+    students = 1 + len(config.baselines)
+    size = f"{memory / 2**20:.0f} MiB" if memory else "unknown memory"
+    return [
+        f"score: {len(job.score_table().shards)} shards; reading {pool.images_per_second:,.0f} images/s, the teacher "
+        f"{forward:,.0f}: about {_duration(count / rate)}",
+        f"distill: {teacher.model} -> {student.model}, {size} a device for one step, {1000 * seconds:.0f} ms a step: "
+        f"about {_duration(steps * seconds)} a student, {students} of them",
+    ]
 
 
-def step_memory(config: Config, teacher: Network, student: Network, mesh: Mesh, num_images: int) -> float:
-    """Return the bytes that one distillation step takes on a device; NaN where the backend does not say."""
-    distill, shape = config.distill, teacher.preprocessing.image_shape
+def step_cost(config: Config, teacher: Network, student: Network, mesh: Mesh) -> tuple[float, float]:
+    """Return (bytes that one distillation step takes on a device, 0 where the backend does not say; its seconds).
+
+    Weights are random and images black. Cached logits are counted for as many images as a batch has.
+    """
+    distill, batch = config.distill, config.distill.batch_size
     tx = make_optimizer(distill)
     loss_fn = make_distill_loss(distill, student, teacher, seed=config.seed)
     step = jax.jit(make_train_step(loss_fn, tx, mesh), donate_argnums=3)
-    state = jax.eval_shape(lambda variables: init_state(variables, tx), student.variables)
-    rows = {
-        "index": jax.ShapeDtypeStruct((distill.batch_size,), jnp.int32),
-        "image": jax.ShapeDtypeStruct((distill.batch_size, *shape), jnp.uint8),
-        "label": jax.ShapeDtypeStruct((distill.batch_size,), jnp.int32),
-    }
-    weights = 1 + distill.num_perturbations if distill.robust == "paper" else 1
-    frozen = frozen_arrays(
-        distill,
-        class_weights=jax.ShapeDtypeStruct((weights, teacher.num_classes), jnp.float32),
-        teacher_variables=teacher.variables,
-        teacher_logits=jax.ShapeDtypeStruct((num_images, distill.cached_views, teacher.num_classes), jnp.float32),
+    state = init_state(replicate(mesh, init_network(student, jax.random.key(0)).variables), tx)
+    rows = shard_batch(
+        mesh,
+        {
+            "index": np.arange(batch // jax.process_count(), dtype=np.int32),
+            "image": np.zeros((batch // jax.process_count(), *teacher.preprocessing.image_shape), np.uint8),
+            "label": np.zeros(batch // jax.process_count(), np.int32),
+        },
     )
-    memory = step.lower(frozen, {}, jax.random.key(0), state, rows).compile().memory_analysis()
-    return memory.temp_size_in_bytes + memory.argument_size_in_bytes if memory else math.nan
+    weights = 1 + distill.num_perturbations if distill.robust == "paper" else 1
+    arrays = frozen_arrays(
+        distill,
+        class_weights=np.ones((weights, teacher.num_classes), np.float32),
+        teacher_variables=_zeros(teacher.variables),
+        teacher_logits=np.zeros((batch, distill.cached_views, teacher.num_classes), np.float32),
+    )
+    frozen, key = replicate(mesh, arrays), replicate(mesh, jax.random.key(0))
+    compiled = step.lower(frozen, {}, key, state, rows).compile()
+    memory = compiled.memory_analysis()
+    seconds = []
+    for _ in range(4):
+        started = time.perf_counter()
+        state, metrics = compiled(frozen, {}, key, state, rows)
+        jax.block_until_ready(metrics)
+        seconds.append(time.perf_counter() - started)
+    return (memory.temp_size_in_bytes + memory.argument_size_in_bytes if memory else 0.0), min(seconds)
+
+
+def _forward_rate(config: Config, teacher: Network, mesh: Mesh) -> float:
+    """Return images per second of the teacher's forward pass over all devices, for a batch of black images."""
+    batch = max(min(config.run.inference_batch_size, 64 * mesh.size) // mesh.size, 1) * mesh.size
+    variables = replicate(mesh, _zeros(teacher.variables))
+    images = np.zeros((batch // jax.process_count(), *teacher.preprocessing.image_shape), np.uint8)
+    forward, batches = jax.jit(teacher.logits), shard_batch(mesh, images)
+    jax.block_until_ready(forward(variables, batches))
+    started = time.perf_counter()
+    jax.block_until_ready(forward(variables, batches))
+    return batch / (time.perf_counter() - started)
+
+
+def _zeros(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

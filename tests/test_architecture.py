@@ -14,7 +14,7 @@ LAYERS = (
     {"data"},
     {"networks", "train"},
     {"inference"},
-    {"pu", "student", "job", "near_duplicates"},
+    {"pu", "student", "job", "near_duplicates", "teacher_check"},
     {"stages"},
     {"pipeline"},
     {"plan"},

@@ -8,13 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pujax.config import DataConfig, SourceConfig
 from pujax.data.batches import index_batches, mixed_index_batches
+from pujax.data.class_names import given_class_names
 from pujax.data.decode import ImageSpec, decode, fit_arrays, try_decode
 from pujax.data.reading import read_or_fail, reasons_of, write_images
-from pujax.data.sources import open_source
+from pujax.data.sources import hold_out, open_source
+from pujax.data.survey import contact_sheet, survey
 from pujax.data.transforms import augment, normalize
 from pujax.errors import UserError
 from pujax.sharding import shard_batch
@@ -50,13 +52,43 @@ def test_short_side_is_resized_and_the_centre_kept():
     assert (decode(encoded(Image.fromarray(wide)), ImageSpec(10, 3)) == 200).all()
 
 
-def test_exif_rotation_is_applied():
-    pixels = np.zeros((16, 16, 3), np.uint8)
-    pixels[:8] = 250  # bright above
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("channels", [1, 3])
+def test_exif_rotation_is_applied(kind, orientation, channels):
     exif = Image.Exif()
-    exif[0x0112] = 3  # upside down
-    image = decode(encoded(Image.fromarray(pixels), "JPEG", exif=exif), ImageSpec(16, 1))
-    assert image[:6].mean() < 20 and image[10:].mean() > 230
+    exif[0x0112] = orientation
+    taken = picture((16, 16))
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(encoded(taken, kind, exif=exif)))).convert("L"))
+    image = decode(encoded(taken, kind, exif=exif), ImageSpec(16, channels))
+    grey = Image.fromarray(image.squeeze()).convert("L")
+    assert abs(np.asarray(grey, int) - upright).mean() < 4
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("size", "crop"), [(28, 0.875), (32, 1.0), (64, 0.5), (200, 0.9)])
+def test_the_centre_is_cropped_and_resized_as_pillow_does(kind, interpolation, size, crop):
+    y, x = np.mgrid[:90, :130]
+    smooth = np.stack([120 + 100 * np.sin(x / 30), 120 + 100 * np.cos(y / 25), 255 * x / 130], -1).astype(np.uint8)
+    image = decode(encoded(Image.fromarray(smooth), kind, quality=95), ImageSpec(size, 3, crop, interpolation))
+    side = round(size / crop)  # the usual way: all of it first, then the centre
+    whole = ImageOps.fit(Image.fromarray(smooth), (side, side), Image.Resampling[interpolation.upper()])
+    left = (side - size) // 2
+    expected = np.asarray(whole)[left : left + size, left : left + size]
+    assert abs(image.astype(int) - expected).mean() < 3
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF"])
+def test_a_picture_that_claims_too_many_pixels_is_not_decoded(kind, monkeypatch):
+    data = encoded(picture((200, 100)), kind)
+    monkeypatch.setattr("pujax.data.decode.MAX_PIXELS", 20_799)
+    assert try_decode(data, ImageSpec(16, 3)) == (
+        None,
+        "ValueError: 200x104 pixels; more than 20799 are not decoded",
+    )
+    monkeypatch.setattr("pujax.data.decode.MAX_PIXELS", 20_800)
+    assert try_decode(data, ImageSpec(16, 3))[1] == ""
 
 
 def test_transparency_is_black():
@@ -324,3 +356,68 @@ def test_normalize_by_channel():
     images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
     expected = (images.astype(np.float64) / 255 - [0.4, 0.5, 0.6]) / [0.2, 0.3, 0.4]
     np.testing.assert_allclose(normalize(jnp.asarray(images), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)), expected, atol=1e-5)
+
+
+# --- class names ---
+
+
+def test_labels_follow_the_order_of_given_class_names(tmp_path):
+    config = folder(write_folder(tmp_path / "in"))
+    own = open_source(config, DATA)
+    turned = open_source(config, DATA, class_names=("dog", "cat"))
+    assert own.class_names == ("cat", "dog") and turned.class_names == ("dog", "cat")
+    assert (turned.labels == 1 - own.labels).all() and turned.fingerprint != own.fingerprint
+    assert open_source(config, DATA, class_names=("cat", "dog")).fingerprint == own.fingerprint
+    pool = open_source(config, DATA, labelled=False, class_names=("dog", "cat"))
+    assert pool.labels is None and pool.fingerprint == own.fingerprint
+    some = open_source(config, dataclasses.replace(DATA, num_classes=3), class_names=("cow", "dog", "cat"))
+    assert set(some.labels) == {1, 2}
+    with pytest.raises(UserError, match="has a class 'cat', which is none of the 2 of the teacher"):
+        open_source(config, DATA, class_names=("dog", "horse"))
+
+
+def test_class_names_come_from_the_options_or_from_a_file(tmp_path):
+    def given(*names, num_classes=2):
+        return given_class_names(DataConfig(num_classes=num_classes, class_names=names))
+
+    listed = tmp_path / "names.txt"
+    listed.write_text("a cat\n\n dog \n")
+    assert given() is None and given("cat", "dog") == ("cat", "dog")
+    assert given(str(listed)) == ("a cat", "dog")
+    for names, count, message in [
+        (["nowhere.txt"], 2, "no text file that can be read"),
+        (["cat", "dog"], 3, "gives 2 names, but data.num_classes is 3"),
+        (["cat", "cat"], 2, "gives 'cat' twice"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            given(*names, num_classes=count)
+
+
+# --- a test set out of the labelled images ---
+
+
+def test_images_held_out_are_spread_over_every_class(tmp_path):
+    labels = np.repeat(np.arange(2), [10, 3]).astype(np.int32)
+    images = np.arange(13, dtype=np.uint8)[:, None, None, None] * np.ones((1, 16, 16, 3), np.uint8)
+    np.savez(tmp_path / "a.npz", images=images, labels=labels)
+    source = open_source(SourceConfig(kind="array", path=str(tmp_path / "a.npz")), DATA)
+    for share, expected in [(0.2, [2, 7, 11]), (0.01, [5, 11]), (0.99, [0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 12])]:
+        kept, held = hold_out(source, share)
+        assert [int(key) for key in held.keys(np.arange(len(held)))] == expected
+        assert sorted([*map(int, kept.keys(np.arange(len(kept)))), *expected]) == list(range(13))
+        assert set(kept.labels) == set(held.labels) == {0, 1}
+    with pytest.raises(UserError, match="class 1 has one labelled image"):
+        hold_out(source.take(np.arange(11)), 0.2)
+
+
+def test_a_survey_tells_what_is_in_a_folder(tmp_path):
+    root = write_folder(tmp_path / "in", per_class=4)
+    (root / "cat" / "x.jpg").write_bytes(b"<html>")
+    seen = survey(open_source(folder(root), DATA, labelled=False), 100)
+    assert seen.sampled == 9 and len(seen.images) == 8 and list(seen.reasons) == ["cat/x.jpg"]
+    assert seen.kinds == {"PNG RGB": 4, "JPEG RGB": 4} and seen.sides == (24, 24)
+    assert survey(open_source(folder(root), DATA, labelled=False), 3).sampled == 3
+    sheet = Image.open(io.BytesIO(contact_sheet({"a": seen.images, "b": seen.images[:1]}, columns=5, side=32)))
+    assert sheet.size == (160, 20 + 64 + 20 + 32)
+    shown = np.asarray(sheet.crop((32, 20, 64, 52)).resize((16, 16)), int)
+    assert abs(shown - seen.images[1]).mean() < 40

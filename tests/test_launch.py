@@ -144,7 +144,7 @@ WRONG_INPUTS = {
         lambda root: ["--config.teacher.weights=none.safetensors"],
         "no weights file at none.safetenso",
     ),
-    "wrong class count": (lambda root: ["--config.data.num_classes=12"], "10 class names, but data.num_classes is 12"),
+    "wrong class count": (lambda root: ["--config.data.num_classes=12"], "but data.num_classes is 12"),
     "wrong normalisation": (lambda root: ["--config.data.mean=0.5"], "mean (0.286,), but data.mean is (0.5,)"),
     "weights that are a folder": (lambda root: [f"--config.teacher.weights={root}"], "is a folder, not a .safeten"),
     "wrong model": (

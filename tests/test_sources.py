@@ -102,18 +102,14 @@ def test_an_orientation_of_a_wrong_kind_does_no_harm(kind):
 
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
 @pytest.mark.parametrize(
-    ("entry", "error"),
-    [
-        ((0x0100, 1, 1, b"\1\0\0\0"), "error: required argument is not an integer"),  # struct.error
-        ((0x010E, 5, 1, b"\0\0\0\1"), "AttributeError: "),
-        ((0x011A, 2, 1, b"1\0\0\0"), "TypeError: bad operand type for abs"),
-    ],
-    ids=["struct.error", "AttributeError", "TypeError"],
+    "entry",
+    [(0x0100, 1, 1, b"\1\0\0\0"), (0x010E, 5, 1, b"\0\0\0\1"), (0x011A, 2, 1, b"1\0\0\0")],
+    ids=["width", "description", "resolution"],
 )
-def test_exif_that_does_not_survive_rotation_is_a_reason(kind, entry, error):
-    data = encoded(picture(), kind, exif=exif((0x0112, 3, 1, b"\0\6\0\0"), entry))
-    image, reason = try_decode(data, ImageSpec(16, 3))
-    assert image is None and reason.startswith(error)
+def test_broken_exif_beside_the_orientation_does_no_harm(kind, entry):
+    turned = (0x0112, 3, 1, b"\0\6\0\0")
+    sound = decode(encoded(picture(), kind, exif=exif(turned)), ImageSpec(16, 3))
+    assert (decode(encoded(picture(), kind, exif=exif(turned, entry)), ImageSpec(16, 3)) == sound).all()
 
 
 def test_what_pillow_thinks_of_a_file_stays_off_stderr(caplog, capfd, recwarn):
@@ -235,7 +231,7 @@ def test_class_names_of_an_array_file_are_kept(tmp_path):
     config = save(tmp_path / "a.npz", images=IMAGES, labels=np.arange(4) % 2, class_names=["cat", "dog"])
     assert open_source(config, DATA).class_names == ("cat", "dog")
     config = save(tmp_path / "b.npz", images=IMAGES, labels=np.arange(4) % 2, class_names=["cat"])
-    with pytest.raises(UserError, match=r"has 1 class names, but data.num_classes is 2"):
+    with pytest.raises(UserError, match=r"has 1 classes \(cat, ...\), but data.num_classes is 2"):
         open_source(config, DATA)
 
 

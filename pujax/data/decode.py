@@ -5,15 +5,31 @@ import logging
 import math
 import re
 import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
+import cv2
 import numpy as np
-from PIL import Image, ImageOps
+import simplejpeg
+from PIL import ExifTags, Image
 
+MAX_PIXELS = 100_000_000  # of a file; a picture that claims more is a mistake, or an attack on the memory
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
 _MODES = {1: "L", 3: "RGB"}
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_OPENCV_FILTERS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # by EXIF orientation
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
+cv2.setNumThreads(0)  # images are shared out to processes
+Image.MAX_IMAGE_PIXELS = None  # each file's size is checked here
 logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what is odd about a file is its reason, not a line on stderr
 
 
@@ -53,17 +69,67 @@ def describe(error: BaseException) -> str:
 def decode(data: bytes, spec: ImageSpec) -> np.ndarray:
     """Return uint8 [size, size, channels]: the centre of the image, brought to `spec.size`.
 
-    EXIF rotation is applied; transparency is laid on black; JPEG is decoded at reduced scale where that suffices.
+    EXIF rotation is applied; transparency is laid on black; JPEG is decoded at reduced scale where that suffices. JPEG
+    goes through libjpeg-turbo and OpenCV, twice as fast as Pillow, which decodes all else.
 
     Raises:
-        Exception: of any kind, if `data` is no whole image.
+        Exception: of any kind, if `data` is no whole image, or one of more than `MAX_PIXELS`.
     """
+    if data.startswith(_JPEG):
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
+        _check_size(width, height)
+        if colors not in ("CMYK", "YCCK"):
+            return _decode_jpeg(data, spec)
     _check_whole(data)
     with Image.open(io.BytesIO(data)) as image:
-        wanted = math.ceil(spec.size / spec.crop)
-        image.draft(_MODES[spec.channels], (wanted, wanted))
+        _check_size(*image.size)
         image.load()  # raises on truncated data
-        return resize(to_mode(ImageOps.exif_transpose(image), spec.channels), spec)
+        turn = _TURNS.get(_tag(image.getexif))
+        upright = image if turn is None else image.transpose(turn)
+        return resize(to_mode(upright, spec.channels), spec)
+
+
+def _decode_jpeg(data: bytes, spec: ImageSpec) -> np.ndarray:
+    wanted = math.ceil(spec.size / spec.crop)
+    colors = "GRAY" if spec.channels == 1 else "RGB"
+    pixels = simplejpeg.decode_jpeg(data, colors, min_height=wanted, min_width=wanted)  # raises on damage
+    side = round(spec.crop * min(pixels.shape[:2]))
+    top, left = ((length - side) // 2 for length in pixels.shape[:2])
+    pixels = pixels[top : top + side, left : left + side]
+    if side != spec.size:
+        # Up to a factor of two, bilinear interpolation leaves no pixel out.
+        how = cv2.INTER_AREA if side > 2 * spec.size else _OPENCV_FILTERS[spec.interpolation]
+        pixels = cv2.resize(pixels, (spec.size, spec.size), interpolation=how)
+    pixels = pixels.reshape(spec.shape)
+    turn = _TURNS.get(_tag(lambda: _exif(data)))
+    if turn is not None:
+        pixels = np.asarray(Image.fromarray(pixels.squeeze()).transpose(turn)).reshape(spec.shape)
+    return pixels
+
+
+def _exif(data: bytes) -> Image.Exif:
+    """Return the EXIF block of a JPEG file; empty where there is none."""
+    exif, at = Image.Exif(), 2
+    while data[at] == 0xFF and data[at + 1] not in (0xDA, 0xD9):  # start of scan, end of image
+        length = int.from_bytes(data[at + 2 : at + 4], "big")
+        if data[at + 1] == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
+            exif.load(data[at + 4 : at + 2 + length])
+            break
+        at += 2 + length
+    return exif
+
+
+def _tag(read: Callable[[], Image.Exif]) -> int:
+    """Return the orientation that EXIF gives, 1 for upright; what cannot be read says nothing of the picture."""
+    try:
+        return read().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # of any kind
+        return 1
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{width}x{height} pixels; more than {MAX_PIXELS} are not decoded")
 
 
 def _check_whole(data: bytes) -> None:

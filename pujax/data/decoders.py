@@ -1,8 +1,8 @@
 """Many image files at once, decoded by worker processes into memory that they share with this one.
 
-Pillow holds Python's lock for headers and for the copy to NumPy, so threads do not use all cores. The workers import
-NumPy and Pillow alone (those of `multiprocessing` import the main module again, and JAX with it). They start with the
-first large batch and end with this process, however it ends; nothing of theirs has a name that could be left behind.
+Decoders hold Python's lock for headers and copies, so threads do not use all cores. The workers import NumPy and the
+decoders alone (those of `multiprocessing` import the main module again, and JAX with it). They start with the first
+large batch and end with this process, however it ends; nothing of theirs has a name that could be left behind.
 """
 
 import contextlib
@@ -65,7 +65,7 @@ class _Worker:
             status = _end(process)
             raise RuntimeError(
                 f"a decoding process ended with status {status} at one of {len(items)} images; "
-                "-9 means that the system was short of memory, -11 that a file broke Pillow"
+                "-9 means that the system was short of memory, -11 that a file broke a decoder"
             ) from error
         out[:] = np.frombuffer(self._arena, np.uint8, out.size).reshape(out.shape)
         out[reasons != ""] = 0

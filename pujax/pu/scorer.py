@@ -126,6 +126,13 @@ def frozen_inputs(
     return logits[0], {"features": features, "energy": jax.nn.logsumexp(sum(logits) / len(sides), axis=-1)}
 
 
+def passes_per_image(config: ScorerConfig) -> int:
+    """Return how many forward passes of the teacher it takes to score one image."""
+    if config.mode == "finetune":
+        return 2  # the scorer's backbone and the teacher
+    return (1 + config.frozen.flip) * (1 + config.frozen.quarter_turn)
+
+
 def extract_inputs(
     config: FrozenScorerConfig,
     teacher: Network,

@@ -1,5 +1,6 @@
 """Stage 1: the teacher, restored from weights or trained here on the whole labelled set."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -11,8 +12,10 @@ from etils import epath
 
 from pujax.config import Config
 from pujax.data.batches import index_batches
+from pujax.data.class_names import given_class_names
 from pujax.data.embedded import embedded_path
-from pujax.data.reading import training_images
+from pujax.data.reading import read_or_fail, training_images
+from pujax.data.sources import ImageSource
 from pujax.data.transforms import augment
 from pujax.inference import accuracy, resolve_dtype
 from pujax.job import Job
@@ -20,16 +23,19 @@ from pujax.metrics import flops_per_image, num_params
 from pujax.networks import (
     Network,
     abstract_network,
+    check_class_names,
     check_fits,
     init_network,
     load_network,
     preprocessing_of,
+    read_class_names,
     save_network,
 )
 from pujax.sharding import is_main_process
+from pujax.teacher_check import check_teacher
 from pujax.train import LossFn, fit
 
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -39,11 +45,20 @@ def run(job: Job) -> dict[str, Any]:
     if is_main_process():
         save_network(job.workdir.teacher, teacher)
     batch_size = config.run.inference_batch_size
+    doubts = doubts_about(teacher, job.sources["test"]) if config.teacher.weights else []
     return {
         **accuracy(teacher, job.sources["test"], mesh=job.mesh, batch_size=batch_size),
+        "test_images": len(job.sources["test"]),
         "num_params": num_params(teacher.variables),
         "flops_per_image": flops_per_image(teacher.module, teacher.variables, teacher.preprocessing.image_shape),
+        **({"doubt": "; ".join(doubts)} if doubts else {}),
     }
+
+
+def doubts_about(teacher: Network, labelled: ImageSource) -> list[str]:
+    """Return what seems to be wrong with a given teacher, judged by some labelled images."""
+    rows = np.unique(np.linspace(0, len(labelled) - 1, min(1024, len(labelled))).astype(np.int64))
+    return check_teacher(teacher, read_or_fail(labelled, rows, "labelled images"), labelled.labels[rows])[1]
 
 
 def weights_path(config: Config) -> epath.Path | None:
@@ -65,7 +80,19 @@ def given_teacher(config: Config) -> Network | None:
         return None
     network = load_network(path, dtype=resolve_dtype(config.compute_dtype))
     check_fits(network, str(path), model=config.teacher.model, data=config.data)
-    return network
+    return dataclasses.replace(network, class_names=network.class_names or given_class_names(config.data))
+
+
+def class_names(config: Config) -> tuple[str, ...] | None:
+    """Return the names of the classes in the order of the teacher's outputs, where they are known before it is trained.
+
+    Raises:
+        UserError: the options and the teacher's weights name different classes.
+    """
+    given, path = given_class_names(config.data), weights_path(config)
+    own = read_class_names(path) if path is not None else None
+    check_class_names([("the teacher", own), ("data.class_names", given)])
+    return own or given
 
 
 def abstract_teacher(config: Config) -> Network:

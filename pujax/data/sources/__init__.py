@@ -19,7 +19,7 @@ from pujax.data.sources.folder import open_folder
 from pujax.data.sources.hf import open_hf
 from pujax.data.sources.idx import open_idx
 from pujax.data.sources.imagenet32 import open_imagenet32
-from pujax.data.sources.naming import where
+from pujax.data.sources.naming import digest, where
 from pujax.data.sources.parquet import open_parquet
 from pujax.data.sources.paths import open_list
 from pujax.data.sources.tar import open_tar
@@ -155,11 +155,41 @@ def _in_order(source: ImageSource, class_names: tuple[str, ...] | None, where: s
     unknown = sorted(set(source.class_names) - set(class_names))
     if unknown:
         raise UserError(
-            f"{where} has a class {unknown[0]!r}, which is none of the {len(class_names)} class names "
-            f"({', '.join(class_names[:5])}, ...); rename it, or correct data.class_names"
+            f"{where} has a class {unknown[0]!r}, which is none of the {len(class_names)} of the teacher or of "
+            f"data.class_names ({', '.join(class_names[:5])}, ...); rename it, or correct these"
         )
     order = np.array([class_names.index(name) for name in source.class_names], np.int32)
-    return dataclasses.replace(source, labels=order[source.labels], class_names=class_names)
+    if source.class_names == class_names:
+        return source
+    fingerprint = digest(source.fingerprint, class_names)
+    return dataclasses.replace(source, labels=order[source.labels], class_names=class_names, fingerprint=fingerprint)
+
+
+def hold_out(source: ImageSource, share: float) -> tuple[ImageSource, ImageSource]:
+    """Split a labelled source in two.
+
+    Args:
+        source: the images.
+        share: of every class that the second part gets, at least one image and never all.
+
+    Returns:
+        (what is kept, what is held out), the latter spread evenly over each class's images.
+
+    Raises:
+        UserError: a class has a single image.
+    """
+    held = np.zeros(len(source), bool)
+    for k in np.unique(source.labels):
+        rows = np.flatnonzero(source.labels == k)
+        if len(rows) == 1:
+            name = source.class_names[k] if source.class_names else k
+            raise UserError(
+                f"class {name} has one labelled image, so that none can be kept out to measure the student; add "
+                "images, or give data.test"
+            )
+        count = min(max(round(share * len(rows)), 1), len(rows) - 1)
+        held[rows[(np.arange(count) * 2 + 1) * len(rows) // (2 * count)]] = True
+    return source.take(np.flatnonzero(~held)), source.take(np.flatnonzero(held))
 
 
 def _first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:

@@ -52,6 +52,10 @@ class EncodedSource:
         """Return the names of images."""
         return self.files.keys(self._places(indices))
 
+    def encoded(self, indices: np.ndarray) -> Sequence[bytes | str]:
+        """Return the contents of files, or their paths on this machine."""
+        return self.files.fetch(self._places(indices))
+
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Fetch many files at a time, and decode them in worker processes."""
         places = self._places(indices)
