@@ -136,6 +136,29 @@ def test_what_a_store_raises_names_the_address(bucket, monkeypatch):
     s3fs.S3FileSystem.clear_instance_cache()
 
 
+def test_any_address_that_fsspec_knows_is_read(bucket, store, tmp_path):
+    bucket.objects |= {f"d/{i}.txt": bytes([i]) * 5 for i in range(3)}
+    address = f"{store[0]}/bucket/d"
+    assert storage.info(f"{address}/1.txt").size == 5
+    assert storage.read_ranges([f"{address}/1.txt", f"{address}/2.txt"], [1, 0], [2, 5]) == [b"\1\1", b"\2" * 5]
+    found = storage.expand(f"{address}/{{0..2}}.txt")
+    assert [entry.path for entry in found] == [f"{address}/{i}.txt" for i in range(3)]
+    (tmp_path / "x.txt").write_text("x")
+    assert [entry.path for entry in storage.expand(f"file://{tmp_path}/*.txt")] == [f"file://{tmp_path}/x.txt"]
+    assert [entry.path for entry in storage.list_folder(f"file://{tmp_path}")] == [f"file://{tmp_path}/x.txt"]
+
+
+def test_a_file_of_a_store_is_read_where_it_is_asked_for(bucket):
+    bucket.objects["big"] = bytes(8 << 20)
+    with storage.opened("s3://bucket/big") as file:
+        file.seek(-8, os.SEEK_END)
+        assert len(file.read()) == 8
+        file.seek(1 << 20)
+        assert len(file.read(100)) == 100
+    spans = [tuple(map(int, span.removeprefix("bytes=").split("-"))) for *_, span in bucket.requests if span]
+    assert sum(last + 1 - first for first, last in spans) < 2 << 20
+
+
 # --- folders of a store ---
 
 NAMES = ["b/2.png", "b/10.PNG", "a-b/x.jpg", "a/z.png", "a/b/c.png", "a/b.png", "top.webp", "a/note.txt", "B/ä.jpeg"]

@@ -21,6 +21,7 @@ from pujax.errors import UserError
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}  # protocol -> extra of pujax
 _TAGS = ("ETag", "etag", "generation", "LastModified", "mtime", "updated", "created")  # what stores say of a version
 _FEW = 8  # as many objects are asked for one by one; of more, their folder is listed
+_AHEAD = 1 << 20  # bytes that are read beyond what is asked for
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError")
 
 
@@ -129,7 +130,7 @@ def opened(path: str) -> Iterator[BinaryIO]:
     if is_remote(path):
         with _naming(path):
             store, inner = _store(path)
-            with store.open(inner, "rb", cache_type="readahead") as file:
+            with store.open(inner, "rb", block_size=_AHEAD, cache_type="readahead") as file:
                 yield file
     else:
         with open(path, "rb") as file:
@@ -146,10 +147,9 @@ def list_folder(folder: str) -> list[Info]:
     with _naming(folder):
         store, inner = _store(folder)
         entries = store.ls(inner, detail=True)
-        start = folder.split("://", 1)[0] + "://"
-        found = [_info_of(start + entry["name"].strip("/"), entry) for entry in entries]
-        own = {inner.strip("/"), ""}  # some stores have an object of a folder's own name
-        return [entry for entry in found if entry.path.removeprefix(start) not in own]
+        own = inner.strip("/")  # some stores have an object of a folder's own name
+        inside = [entry for entry in entries if entry["name"].strip("/") != own]
+        return [_info_of(join(folder, entry["name"].strip("/").rsplit("/", 1)[-1]), entry) for entry in inside]
 
 
 def expand(text: str, suffix: str = "") -> list[Info]:
@@ -244,7 +244,7 @@ def _glob(pattern: str) -> list[Info]:
         return [info(path) for path in glob.glob(pattern.replace("[", "[[]"), recursive=True)]
     with _naming(pattern):
         store, inner = _store(pattern)
-        start = pattern.split("://", 1)[0] + "://"
+        start = pattern.removesuffix(inner.strip("/"))
         found = store.glob(inner, detail=True)
         return [_info_of(start + name.strip("/"), entry) for name, entry in found.items()]
 

@@ -44,7 +44,7 @@ def holds_images(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
-def image_of(column: pa.Array, row: int) -> bytes | str:
+def image_of(column: pa.Array | pa.ChunkedArray, row: int) -> bytes | str:
     """Return the encoded image in a row of a column, or the path of its file; no bytes where there is neither."""
     value = column[row].as_py()
     if isinstance(value, dict):

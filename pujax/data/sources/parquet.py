@@ -66,14 +66,13 @@ class _ParquetRows:
             images.append(image_of(column, int(row - self.groups[file][group])))
         return images
 
-    def _read_group(self, file: int, group: int) -> pa.Array:
+    def _read_group(self, file: int, group: int) -> pa.ChunkedArray:
         path, name = self.paths[file], self.columns[file]
         with storage.opened(path) as source:
             try:
-                column = pq.ParquetFile(source).read_row_group(group, [name])[name]
+                return pq.ParquetFile(source).read_row_group(group, [name])[name]
             except (pa.ArrowException, OSError) as error:
                 raise OSError(5, f"row group {group} cannot be read: {error}", path) from error
-        return pa.concat_arrays(column.chunks) if column.num_chunks != 1 else column.chunk(0)
 
 
 class _Cache:
@@ -83,7 +82,7 @@ class _Cache:
         self._lock = threading.Lock()
         self._found: collections.OrderedDict[tuple[int, int], Future] = collections.OrderedDict()
 
-    def get(self, key: tuple[int, int], read: Callable[[], pa.Array]) -> pa.Array:
+    def get(self, key: tuple[int, int], read: Callable[[], pa.ChunkedArray]) -> pa.ChunkedArray:
         """Return what `read` returns for a key, or returned before."""
         with self._lock:
             found, is_first = self._found.get(key), key not in self._found

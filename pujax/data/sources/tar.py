@@ -88,7 +88,10 @@ def open_tar(
     names = storage.relative_names([shard.path for shard in shards])
     contents = digest(names, [shard.size for shard in shards], [shard.version for shard in shards])
     listing = Listing(
-        {"root": config.path, "contents of the shards": contents},
+        {
+            "root": config.path if storage.is_remote(config.path) else os.path.abspath(config.path),
+            "contents of the shards": contents,
+        },
         _SCHEMA,
         lambda after, skipped: _list_shards(shards, names, labelled, after, skipped),
     )
