@@ -107,7 +107,8 @@ def open_source(
     if config.limit:
         rows = rows[: config.limit]
     if len(rows) == 0:
-        raise UserError(f"there are no images in {where(config)}")
+        hint = f"; for other files in it give their pattern, as in {config.path.rstrip('/')}/*.tar"
+        raise UserError(f"there are no images in {where(config)}{hint if config.kind == 'folder' else ''}")
     return source if len(rows) == len(source) else source.take(np.asarray(rows))
 
 
