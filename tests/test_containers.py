@@ -162,9 +162,10 @@ def test_saved_datasets_with_mistakes_are_named(tmp_path):
     before = opened("hf", folder).fingerprint
     path = folder / "data-00001-of-00002.arrow"
     whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"data-00001-of-00002.arrow is missing or damaged: .*; save the dataset again"):
-        opened("hf", folder)
+    for stop in (len(whole) // 2, len(whole) - 8, 4, 0):  # the second is between two batches
+        path.write_bytes(whole[:stop])
+        with pytest.raises(UserError, match=r"data-00001-of-00002.arrow is missing or damaged: .*; save the dataset"):
+            opened("hf", folder)
     path.unlink()
     with pytest.raises(UserError, match=r"data-00001-of-00002.arrow is missing or damaged"):
         opened("hf", folder)

@@ -84,6 +84,11 @@ def test_what_is_in_a_folder_tells_its_kind(tmp_path, files, kind, split):
         assert told(f"{tmp_path}#test") == {"kind": kind, "path": str(tmp_path), "split": "test"}
 
 
+def test_a_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert told("~") == told("folder:~") == {"kind": "folder", "path": str(tmp_path)}
+
+
 def test_a_hash_in_the_name_of_what_is_there_is_no_split(tmp_path):
     formats.write_saved(tmp_path / "a#b", *formats.real_images(10)[:3])
     assert told(f"{tmp_path}/a#b") == {"kind": "hf", "path": f"{tmp_path}/a#b"}

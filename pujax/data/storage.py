@@ -175,8 +175,8 @@ def expand(text: str, suffix: str = "") -> list[Info]:
         inside = _inside(entry.path, suffix) if entry.is_folder else [entry]
         found |= {file.path: file for file in inside}
     if not found:
-        raise UserError(f"there is no file at {text} that ends in {suffix.replace(chr(92), '')}" if suffix else
-                        f"nothing matches {text}")  # fmt: skip
+        what = "is a folder without files of this kind" if plain else "matches no file"
+        raise UserError(f"{text} {what}; correct the path, or the kind of the source")
     return [found[path] for path in sorted(found, key=os.fsencode)]
 
 

@@ -71,7 +71,7 @@ def open_folder(
 
 def folder_listing(root: str) -> Listing:
     """Return how the images under a folder are listed: (key, bytes, version)."""
-    name = root if storage.is_remote(root) else os.path.abspath(root)
+    name = root.rstrip("/") if storage.is_remote(root) else os.path.abspath(root)
     return Listing({"root": name}, _SCHEMA, lambda after, skipped: list_files(root, skipped, after=after and after[0]))
 
 

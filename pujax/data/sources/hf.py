@@ -21,6 +21,7 @@ from pujax.errors import UserError
 
 INDEX = "state.json"  # of a dataset
 SPLITS = "dataset_dict.json"  # of several
+_END = b"\xff\xff\xff\xff\0\0\0\0"  # of a stream
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,10 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _map(path: Path) -> pa.Table:
     try:
+        with path.open("rb") as file:
+            file.seek(-len(_END), os.SEEK_END)
+            if file.read() != _END:  # Arrow takes a stream that breaks off between two batches for a whole one
+                raise pa.ArrowInvalid("it is cut short")
         return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path} is missing or damaged: {error}; save the dataset again") from error

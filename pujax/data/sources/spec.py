@@ -47,9 +47,10 @@ def parse_source(text: str) -> SourceConfig:
     Raises:
         UserError: there is nothing, or nothing that is understood; the message lists what is.
     """
+    text = os.path.expanduser(text)
     named = re.match(r"(\w+):(?!//)(.*)", text, re.DOTALL)
     if named and named[1] in KINDS:
-        return _of_kind(named[1], named[2])
+        return _of_kind(named[1], os.path.expanduser(named[2]))
     if named and not os.path.exists(text):
         close = difflib.get_close_matches(named[1], KINDS, 1)
         hint = f"did you mean {close[0]}:{named[2]}? " if close else ""
