@@ -1,23 +1,30 @@
 """The images under a folder, here or in an object store, in one order: depth first, names sorted as bytes.
 
 Keys are paths relative to the folder, with "/"; names that are not UTF-8, and backslashes, are escaped, reversibly.
-No more than the names of one folder are in memory, with those of the folders above it.
+What is in memory are the names of one folder and of those above it; of a store, whose answers take long, also those of
+the next few folders.
 """
 
 import collections
+import contextlib
 import errno
 import functools
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from pujax.data import storage
 from pujax.data.decode import EXTENSIONS
 
 _SUFFIXES = frozenset(suffix.encode() for suffix in EXTENSIONS)
 _DANGLING, _FOLDERS = "dangling links", "folders named like images"
-Scan = Callable[[bytes], list[tuple[bytes, bool, tuple[int, int] | None]]]
+_AT_ONCE = 16  # folders of a store that are listed
+Names = list[
+    tuple[bytes, bool, tuple[int, int] | None]
+]  # name, whether a folder, size and version where they are known
+ScanEach = Callable[[Iterable[bytes]], Iterator[Names]]  # paths of folders -> what is in each, sorted by name
 
 
 def list_files(root: str, skipped: collections.Counter, *, after: str | None = None) -> Iterator[tuple[str, int, int]]:
@@ -36,22 +43,44 @@ def list_files(root: str, skipped: collections.Counter, *, after: str | None = N
         OSError: a folder cannot be listed.
     """
     boundary = path_of(after).split(b"/") if after is not None else []
-    scan: Scan = functools.partial(_scan_store, root) if storage.is_remote(root) else functools.partial(_scan, root)
-    return _walk(scan, os.fsencode(root), b"", boundary, skipped)
+    with contextlib.ExitStack() as stack:
+        if storage.is_remote(root):
+            pool = stack.enter_context(ThreadPoolExecutor(_AT_ONCE))
+            scan_each: ScanEach = functools.partial(_ahead, pool, functools.partial(_scan_store, root))
+        else:
+            scan_each = functools.partial(map, functools.partial(_scan, root))
+        yield from _walk(scan_each, os.fsencode(root), b"", next(scan_each([b""])), boundary, skipped)
+
+
+def _ahead(pool: ThreadPoolExecutor, scan: Callable[[bytes], Names], prefixes: Iterable[bytes]) -> Iterator[Names]:
+    """Yield what is in folders, in their order, while the next ones are being listed."""
+    waiting: collections.deque[Future] = collections.deque()
+    for prefix in prefixes:
+        waiting.append(pool.submit(scan, prefix))
+        if len(waiting) == _AT_ONCE:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def _walk(
-    scan: Scan, root: bytes, prefix: bytes, boundary: list[bytes], skipped: collections.Counter
+    scan_each: ScanEach,
+    root: bytes,
+    prefix: bytes,
+    names: Names,
+    boundary: list[bytes],
+    skipped: collections.Counter,
 ) -> Iterator[tuple[str, int, int]]:
-    for name, is_folder, known in scan(prefix):
-        if boundary and name < boundary[0]:
-            continue
-        inside = boundary[1:] if boundary and name == boundary[0] else []
+    names = [entry for entry in names if not boundary or entry[0] >= boundary[0]]
+    contents = scan_each(prefix + name + b"/" for name, is_folder, _ in names if is_folder)
+    for name, is_folder, known in names:
+        at_boundary = bool(boundary) and name == boundary[0]
+        inside = boundary[1:] if at_boundary else []
         if is_folder:
             if looks_like_image(name) and not inside:
                 skipped[_FOLDERS] += 1
-            yield from _walk(scan, root, prefix + name + b"/", inside, skipped)
-        elif not (boundary and name == boundary[0]):
+            yield from _walk(scan_each, root, prefix + name + b"/", next(contents), inside, skipped)
+        elif not at_boundary:
             found = known or _measure(os.path.join(root, prefix + name), skipped)
             if found:
                 yield key_of(prefix + name), *found
@@ -72,7 +101,7 @@ def _measure(path: bytes, skipped: collections.Counter) -> tuple[int, int] | Non
     return None
 
 
-def _scan(root: str, prefix: bytes) -> list[tuple[bytes, bool, None]]:
+def _scan(root: str, prefix: bytes) -> Names:
     """Return (name, whether it is a folder, None) of folders and of what is named like an image, sorted."""
     with os.scandir(os.path.join(os.fsencode(root), prefix)) as entries:
         found = [
@@ -83,7 +112,7 @@ def _scan(root: str, prefix: bytes) -> list[tuple[bytes, bool, None]]:
     return sorted(found)
 
 
-def _scan_store(root: str, prefix: bytes) -> list[tuple[bytes, bool, tuple[int, int] | None]]:
+def _scan_store(root: str, prefix: bytes) -> Names:
     """Return (name, whether it is a folder, size and version) of folders and of what is named like an image, sorted."""
     found = storage.list_folder(storage.join(root, prefix.decode()) if prefix else root)
     entries = [(os.path.basename(entry.path).encode(), entry) for entry in found]
