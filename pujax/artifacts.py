@@ -85,7 +85,7 @@ def open_workdir(path: str | os.PathLike) -> Workdir:
     return Workdir(root)
 
 
-def is_remote(path: epath.Path) -> bool:
+def is_remote(path: epath.Path | str) -> bool:
     """Whether a path is in an object store."""
     return "://" in str(path)
 

@@ -210,6 +210,13 @@ def test_a_listing_of_a_store_that_was_cut_short_goes_on(bucket, tmp_path, monke
     assert list_once(listing, folder).count == 8 and not bucket.requests
 
 
+def test_a_limit_of_a_store_lists_no_more_than_the_next_folders(bucket, tmp_path):
+    fill(bucket, tmp_path, [f"{i:03d}/x.png" for i in range(60)])
+    bucket.requests.clear()
+    source = open_source(SourceConfig(kind="folder", path="s3://bucket/heap", limit=2), DATA, labelled=False)
+    assert source.keys(np.arange(2)) == ["000/x.png", "001/x.png"] and len(bucket.requests) < 25
+
+
 def test_class_folders_of_a_store(bucket, tmp_path):
     fill(bucket, tmp_path, ["cat/1.png", "cat/2.png", "dog/1.png"])
     source = open_source(SourceConfig(kind="folder", path="s3://bucket/heap"), DATA)

@@ -72,12 +72,36 @@ def test_what_gnu_tar_writes_is_read(tmp_path, form):
 def test_tars_one_after_the_other_and_sizes_in_binary(tmp_path):
     formats.write_tar(tmp_path / "a.tar", [("1.png", FILES[0])])
     formats.write_tar(tmp_path / "b.tar", [("2.png", FILES[2])])
-    both = bytearray((tmp_path / "a.tar").read_bytes() + (tmp_path / "b.tar").read_bytes())
-    both[124:136] = b"\x80" + len(FILES[0]).to_bytes(11, "big")
-    both[148:156] = b" " * 8
-    both[148:156] = b"%06o\0 " % sum(both[:512])
-    (tmp_path / "c.tar").write_bytes(both)
+    both = (tmp_path / "a.tar").read_bytes() + (tmp_path / "b.tar").read_bytes()
+    (tmp_path / "c.tar").write_bytes(with_fields(both, size=b"\x80" + len(FILES[0]).to_bytes(11, "big")))
     assert contents(open_tar(tmp_path / "c.tar")) == {"c.tar/1.png": FILES[0], "c.tar/2.png": FILES[2]}
+
+
+def with_fields(data, **fields):
+    """The first header of a tar with other fields, and the checksum that they need."""
+    places, data = {"size": slice(124, 136), "mtime": slice(136, 148)}, bytearray(data)
+    for name, value in fields.items():
+        data[places[name]] = value
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data[:512])
+    return bytes(data)
+
+
+@pytest.mark.parametrize("mtime", [b"\xff" * 12, b"\x80" + b"\xff" * 11, b"00000000000\0", b" " * 12])
+def test_no_time_of_modification_stops_the_reading(tmp_path, mtime):
+    formats.write_tar(tmp_path / "a.tar", [("1.png", FILES[0])])
+    (tmp_path / "a.tar").write_bytes(with_fields((tmp_path / "a.tar").read_bytes(), mtime=mtime))
+    assert contents(open_tar(tmp_path / "a.tar")) == {"a.tar/1.png": FILES[0]}
+
+
+@pytest.mark.parametrize(
+    "size", [b"\xff" * 12, b"-0000001000\0", b"\x80" + b"\x7f" * 11, b"12345678\0   ", b"junk size \0\0"]
+)
+def test_no_size_sends_the_reading_round_in_circles(tmp_path, size):
+    formats.write_tar(tmp_path / "a.tar", [("1.png", FILES[0])])
+    (tmp_path / "a.tar").write_bytes(with_fields((tmp_path / "a.tar").read_bytes(), size=size))
+    with pytest.raises(UserError, match=r"a.tar is no whole tar file, at byte 0: "):
+        open_tar(tmp_path / "a.tar")
 
 
 def whole_tar(path, count=6):

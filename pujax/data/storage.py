@@ -16,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from pujax.artifacts import is_remote
 from pujax.errors import UserError
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}  # protocol -> extra of pujax
@@ -32,11 +33,6 @@ class Info(NamedTuple):
     is_folder: bool
     size: int  # bytes
     version: int  # nanoseconds of its modification or, in a store, a number made of its tag; differs when the file does
-
-
-def is_remote(path: str) -> bool:
-    """Whether a path is an address in a store."""
-    return "://" in path
 
 
 def join(folder: str, name: str) -> str:

@@ -34,6 +34,7 @@ _SCHEMA = pa.schema([("key", pa.string()), ("size", pa.int64()), ("modified", pa
 _SHARDS_AT_ONCE = 16  # of a store, while their headers are read
 _BLOCK, _REMOTE_BLOCK = 4096, 1 << 20  # bytes read at a time for headers; a store's answer takes as long as a megabyte
 _LABELS = (b".cls", b".json")
+_LARGEST = (1 << 63) - 1
 _LINKS = "links named like images"
 _REGULAR, _WITHOUT_CONTENT = (b"0", b"\0", b"7"), (b"1", b"2", b"3", b"4", b"5", b"6")
 _COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
@@ -169,7 +170,7 @@ def _label_of(sample: list[Member], window: "_Window", path: str) -> str | None:
         text = window.read(member.offset, member.size)
         try:
             if suffix == b".cls":
-                return text.decode().strip()
+                return text.decode().strip() or None
             found = json.loads(text)
         except ValueError as error:
             raise UserError(f"{path}: the label {key_of(member.name)} is no text, or no JSON: {error}") from error
@@ -220,13 +221,13 @@ def read_members(window: _Window, length: int, path: str) -> Iterator[Member]:
             if _number(header[148:156]) != sum(header) - sum(header[148:156]) + 256:
                 raise ValueError("the checksum of a header differs")
             own_size = _number(header[124:136]) if size is None else size
-            modified = _number(header[136:148])
+            modified = _number(header[136:148]) & _LARGEST
         except ValueError as error:
             raise _damaged(path, at, str(error)) from error
         kind, start = header[156:157], at + 512
         content = 0 if kind in _WITHOUT_CONTENT else own_size
-        if start + content > length:
-            raise _damaged(path, at, "it is cut short")
+        if content < 0 or start + content > length:
+            raise _damaged(path, at, "it is cut short" if content > 0 else "a size is negative")
         at = start + -(-content // 512) * 512
         if kind == b"L":
             name = window.read(start, content).rstrip(b"\0")
@@ -261,8 +262,8 @@ def _damaged(path: str, at: int, why: str) -> UserError:
 
 def _number(field: bytes) -> int:
     """Return a number of a header, octal digits or, where they do not suffice, binary."""
-    if field[0] == 0x80:
-        return int.from_bytes(field[1:], "big")
+    if field[0] in (0x80, 0xFF):
+        return int.from_bytes(field[1:], "big") - (field[0] == 0xFF) * 256 ** (len(field) - 1)
     return int(field.split(b"\0", 1)[0].strip() or b"0", 8)
 
 
