@@ -131,13 +131,14 @@ def load_network(path: epath.Path, *, dtype: jnp.dtype) -> Network:
     return network.with_variables(load_weights(path, network.variables))
 
 
-def read_class_names(path: epath.Path) -> tuple[str, ...] | None:
-    """Return the class names that a weights file gives; None where it gives none.
+def read_description(path: epath.Path) -> dict[str, Any] | None:
+    """Return what a weights file says of its network: model, num_classes, class_names, preprocessing; else None.
 
     Raises:
         UserError: there is no such file, or it is unreadable.
     """
-    return _as_tuple(json.loads(load_metadata(path).get("pujax", "{}")).get("class_names"))
+    text = load_metadata(path).get("pujax")
+    return json.loads(text, object_hook=lambda values: {k: _as_tuple(v) for k, v in values.items()}) if text else None
 
 
 def _as_tuple(value: Any) -> Any:
