@@ -35,7 +35,8 @@ def to_flax(state: Mapping[str, np.ndarray], model: str, template: Any, where: s
     leaves = flax.traverse_util.flatten_dict(template)
     names = _best_names(state, model, leaves)
     if state.keys() != set(names.values()):
-        raise UserError(_difference(state, {names[path]: leaf for path, leaf in leaves.items()}, model, where))
+        wanted = {names[path]: _torch_shapes(path, leaf.shape)[0] for path, leaf in leaves.items()}
+        raise UserError(_difference(state, wanted, model, where))
     wrong = [path for path, leaf in leaves.items() if state[names[path]].shape not in _torch_shapes(path, leaf.shape)]
     if wrong:
         raise UserError(_wrong_shapes(state, names, leaves, wrong, model, where))
@@ -66,16 +67,17 @@ def _from_torch(value: np.ndarray, path: Path, shape: tuple[int, ...]) -> np.nda
     return np.array(value, np.float32, order="C")
 
 
-def _difference(state: Mapping[str, np.ndarray], wanted: Mapping[str, Any], model: str, where: str) -> str:
+def _difference(state: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]], model: str, where: str) -> str:
     """Return what to say where names differ."""
     left = [f"{name} {list(state[name].shape)}" for name in state if name not in wanted]
-    missing = [f"{name} {list(wanted[name].shape)}" for name in wanted if name not in state]
+    missing = [f"{name} {list(wanted[name])}" for name in wanted if name not in state]
     parts = []
     if left:
         parts.append(f"{len(left)} of its {len(state)} tensors have no place ({_few(left)})")
     if missing:
         parts.append(f"{len(missing)} of the model's {len(wanted)} are missing ({_few(missing)})")
-    return f"{where} does not fit {model}: {', and '.join(parts)}; {_advice(state, model)}"
+    advice = _advice(state, model, (len(left) + len(missing)) / len(wanted))
+    return f"{where} does not fit {model}: {', and '.join(parts)}; {advice}"
 
 
 def _wrong_shapes(
@@ -98,14 +100,18 @@ def _wrong_shapes(
         size = patch * math.isqrt(max(found[1] - 1, 1))
         return f"{where}: {name} is of images of {size}x{size} pixels; set data.image_size to {size}"
     more = f", and {len(wrong) - 1} more differ" if len(wrong) > 1 else ""
-    return f"{where}: {name} has shape {found}, {model} needs {expected}{more}; {_advice(state, model)}"
+    advice = _advice(state, model, len(wrong) / len(leaves))
+    return f"{where}: {name} has shape {found}, {model} needs {expected}{more}; {advice}"
 
 
 def _few(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
-def _advice(state: Mapping[str, np.ndarray], model: str) -> str:
+def _advice(state: Mapping[str, np.ndarray], model: str, share: float) -> str:
+    """Return a remedy where a share of the tensors differs; other models are tried only if it is not small."""
+    if share < 0.05:
+        return "check that it is that network, whole and unchanged"
     fitting = [name for name in CLASSIFIERS if name != model and _fits(state, name)]
     return f"it fits {' and '.join(fitting)}, take that model" if fitting else "check the model's name"
 
