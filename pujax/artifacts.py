@@ -49,7 +49,7 @@ class Workdir:
         self.contact_sheet = root / "contact_sheet.jpg"  # of --dry_run: what the images look like
         self.inputs = root / "inputs"  # arrays and networks that were handed over in Python
         self.lock = root / "LOCK.json"  # who is at work here
-        self.pool = root / "pool"  # the manifest of a pool that is a folder
+        self.pool = root / "pool"  # the manifest of a pool that is a folder or tar files
         self.previous = root / "previous"  # units made from other options, kept in case these come back
         self.teacher = root / "teacher" / "teacher.safetensors"
         self.scorer = root / "scorer" / "scorer.safetensors"

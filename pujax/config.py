@@ -49,11 +49,20 @@ def option(
 class SourceConfig:
     """Where images come from; an empty `kind` means that there are none."""
 
-    # "embedded", "array" (.npz or .npy), "folder" or "tfds"
-    kind: str = option("", choices=("", "embedded", "array", "folder", "tfds"))
-    path: str = ""  # file or folder; for tfds the data_dir (empty: TFDS's own default)
+    # Encoded images: "folder" (of image files), "list" (.csv or .parquet of paths), "tar" (WebDataset's shards),
+    # "parquet" (rows that hold images), "hf" (saved by Hugging Face's datasets), "array_record", "tfds".
+    # Pixels: "array" (.npz or .npy), "cifar" (its folder of pickles), "imagenet32" (downsampled ImageNet's .npz), "idx"
+    # (MNIST's files), "embedded" (in the package).
+    kind: str = option(
+        "",
+        choices=("", "folder", "list", "tar", "parquet", "hf", "array_record", "tfds",
+                 "array", "cifar", "imagenet32", "idx", "embedded"),
+    )  # fmt: skip
+    # File or folder; many files as {000..999}, {a,b}, * and **; folder, list, tar and parquet also s3:// and gs://. For
+    # tfds the data_dir (empty: TFDS's own default).
+    path: str = ""
     name: str = ""  # embedded: "labelled", "pool" or "test"; tfds: the dataset's name
-    split: str = "train"  # tfds only
+    split: str = "train"  # tfds, hf, cifar, imagenet32 and idx
     per_class: int = option(0, at_least=0)  # keep the first n images of every class; 0 keeps all
     limit: int = option(0, at_least=0)  # keep the first n images; 0 keeps all
 

@@ -14,7 +14,8 @@ from ml_collections import config_flags
 
 from pujax import pipeline, plan
 from pujax.artifacts import Workdir
-from pujax.config import Config, require_known_field, resolve
+from pujax.config import Config, SourceConfig, require_known_field, resolve
+from pujax.data.sources.spec import parse_source
 from pujax.errors import UserError
 from pujax.sharding import configure_backend, is_main_process
 
@@ -27,6 +28,7 @@ _USAGE = """pujax: compress an image classifier with a few labelled images and a
 
   python -m pujax.launch --config configs/quickstart.py
   python -m pujax.launch --config configs/cifar10.py --workdir runs/a --config.distill.num_steps=500
+  python -m pujax.launch --config configs/cifar10.py --config.data.pool=s3://bucket/{000..999}.tar
   python -m pujax.launch --config configs/quickstart.py --stages=score,select --dry_run
 
 Options of a recipe are the fields in pujax/config.py, given as --config.<field>=<value>; lists as a,b,c.
@@ -79,7 +81,7 @@ def _parse(argv: list[str]) -> list[str]:
             require_known_field(match.group(1))
     if "--config" in argv and (at := argv.index("--config") + 1) < len(argv):
         argv = [*argv[: at - 1], f"--config={argv[at]}", *argv[at + 1 :]]
-    sys.argv = argv = _begin_sources_anew(argv)  # ml_collections reads the overrides there
+    sys.argv = argv = _begin_sources_anew(_spell_out_sources(argv))  # ml_collections reads the overrides there
     recipe = next((Path(a.removeprefix("--config=")) for a in argv[1:] if a.startswith("--config=")), None)
     if recipe and not recipe.is_file():
         raise UserError(f"there is no config file {recipe}")
@@ -90,6 +92,23 @@ def _parse(argv: list[str]) -> list[str]:
         if not where and not isinstance(error, flags.Error | ValueError):
             raise
         raise UserError(where or str(error)) from error
+
+
+def _spell_out_sources(argv: list[str]) -> list[str]:
+    """Replace `--config.data.pool=TEXT`, or `--config.data.pool TEXT`, by the fields that the text stands for."""
+    out, rest = [], iter(argv)
+    for argument in rest:
+        match = re.fullmatch(rf"--?config\.data\.({'|'.join(pipeline.PARTS)})(=.*)?", argument, re.DOTALL)
+        if not match:
+            out.append(argument)
+            continue
+        text = match[2][1:] if match[2] else next(rest, None)
+        if text is None:
+            raise UserError(f"{argument} needs a value; {argument}=PATH")
+        source = parse_source(text) if text else SourceConfig()
+        told = {"kind": source.kind, "path": source.path, "name": source.name, "split": source.split}
+        out += [f"--config.data.{match[1]}.{name}={value}" for name, value in told.items()]
+    return out
 
 
 def _begin_sources_anew(argv: list[str]) -> list[str]:

@@ -161,7 +161,7 @@ def open_sources(
     needed = {measures} if set(stages) <= {"teacher"} else {measures, "labelled", "pool"}
     for part in sorted(needed):
         if not getattr(config.data, part).kind:
-            raise UserError(f"data.{part} is not set; give --config.data.{part}.kind and .path")
+            raise UserError(f"data.{part} is not set; give --config.data.{part}=PATH")
     wanted = [part for part in PARTS if getattr(config.data, part).kind and (part in needed or part == "full")]
     if config.teacher.weights and "full_data" not in config.baselines and "full" in wanted:
         wanted.remove("full")

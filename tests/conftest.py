@@ -32,3 +32,28 @@ def mesh(request):
 def meshes():
     """A mesh over one device and one over eight, for comparing the two."""
     return make_mesh(jax.devices()[:1]), make_mesh(jax.devices())
+
+
+@pytest.fixture(scope="session")
+def store():
+    """The address of an object store on loopback, and its one bucket."""
+    from object_store import Bucket, serving
+
+    bucket = Bucket()
+    with serving(bucket) as address:
+        yield address, bucket
+
+
+@pytest.fixture
+def bucket(store, monkeypatch):
+    """The bucket s3://bucket of that store, empty, to be read through the real client."""
+    import fsspec
+    import s3fs
+
+    address, bucket = store
+    bucket.__init__()
+    for name, value in {"AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b",
+                        "AWS_DEFAULT_REGION": "us-east-1", "AWS_MAX_ATTEMPTS": "1"}.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    fsspec.register_implementation("s3", s3fs.S3FileSystem, clobber=True)  # other tests put a store of their own there
+    return bucket

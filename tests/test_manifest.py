@@ -9,8 +9,11 @@ from PIL import Image
 
 from pujax.config import DataConfig, SourceConfig
 from pujax.data import manifest
-from pujax.data.manifest import key_of, list_files, list_now, list_once, path_of
+from pujax.data.manifest import list_now, list_once
+from pujax.data.sources import folder as folder_source
 from pujax.data.sources import open_source
+from pujax.data.sources.folder import folder_listing
+from pujax.data.walk import key_of, list_files, path_of
 from pujax.errors import UserError
 
 DATA = DataConfig(num_classes=2, image_size=16, channels=1)
@@ -34,20 +37,20 @@ def keys(listing):
 
 
 def test_the_order_is_depth_first_and_by_bytes(tmp_path):
-    listing = list_now(make_folder(tmp_path, NAMES))
+    listing = list_now(folder_listing(make_folder(tmp_path, NAMES)))
     assert keys(listing) == ORDER and listing.skipped == {}
 
 
 def test_a_manifest_is_listed_once_and_is_what_a_listing_in_memory_is(tmp_path, monkeypatch):
     monkeypatch.setattr(manifest, "PART", 3)
     root, folder = make_folder(tmp_path / "pool", NAMES), epath.Path(tmp_path / "kept")
-    kept, now = list_once(root, folder), list_now(root)
+    kept, now = list_once(folder_listing(root), folder), list_now(folder_listing(root))
     assert (kept.count, kept.fingerprint, keys(kept)) == (now.count, now.fingerprint, keys(now))
     assert kept.keys(np.array([7, 0, 4])) == [ORDER[7], ORDER[0], ORDER[4]]
-    monkeypatch.setattr(manifest, "list_files", None)  # a second start lists nothing
-    assert keys(list_once(root, folder)) == ORDER
+    monkeypatch.setattr(folder_source, "list_files", None)  # a second start lists nothing
+    assert keys(list_once(folder_listing(root), folder)) == ORDER
     with pytest.raises(UserError, match=r"lists the pool with root .*/pool, this run has .*/other; choose another"):
-        list_once(str(tmp_path / "other"), folder)
+        list_once(folder_listing(str(tmp_path / "other")), folder)
 
 
 @pytest.mark.parametrize("parts", [0, 1, 2, 3])
@@ -56,11 +59,11 @@ def test_a_listing_that_was_cut_short_goes_on(tmp_path, monkeypatch, parts):
     root, folder = make_folder(tmp_path / "pool", NAMES), epath.Path(tmp_path / "kept")
     os.symlink("nowhere", tmp_path / "pool" / "a" / "gone.png")
     os.symlink("nowhere", tmp_path / "pool" / "b" / "gone.png")
-    whole = list_once(root, folder)
+    whole = list_once(folder_listing(root), folder)
     (folder / "MANIFEST.json").unlink()
     for part in range(parts, 3):
         manifest._part_path(folder, part).unlink()
-    again = list_once(root, folder)
+    again = list_once(folder_listing(root), folder)
     assert (again.count, again.fingerprint, again.skipped) == (8, whole.fingerprint, {"dangling links": 2})
     assert keys(again) == ORDER
 
@@ -69,10 +72,11 @@ def test_a_listing_that_was_cut_short_goes_on(tmp_path, monkeypatch, parts):
 def test_parts_of_another_listing_are_not_taken_for_this_one(tmp_path, monkeypatch, other, limit):
     monkeypatch.setattr(manifest, "PART", 3)
     root, folder = make_folder(tmp_path / "pool", NAMES), epath.Path(tmp_path / "kept")
-    list_once(root, folder)
+    list_once(folder_listing(root), folder)
     (folder / "MANIFEST.json").unlink()
     asked = make_folder(tmp_path / "other", [f"z/{name}" for name in NAMES]) if other else root
-    kept, now = list_once(asked, folder, limit=limit), list_now(asked, limit=limit)
+    listing = folder_listing(asked)
+    kept, now = list_once(listing, folder, limit=limit), list_now(listing, limit=limit)
     assert (kept.count, kept.fingerprint, keys(kept)) == (now.count, now.fingerprint, keys(now))
 
 
@@ -89,10 +93,10 @@ def test_a_pool_without_images_is_not_remembered(tmp_path):
 def test_a_damaged_part_is_named(tmp_path, monkeypatch, damage):
     monkeypatch.setattr(manifest, "PART", 3)
     root, folder = make_folder(tmp_path / "pool", NAMES), epath.Path(tmp_path / "kept")
-    list_once(root, folder)
+    list_once(folder_listing(root), folder)
     part = manifest._part_path(folder, 1)
     part.unlink() if damage == "missing" else part.write_bytes(b"junk")
-    listing = list_once(root, folder)
+    listing = list_once(folder_listing(root), folder)
     assert listing.keys(np.array([0, 7])) == [ORDER[0], ORDER[7]]
     with pytest.raises(UserError, match=r"part-00001.parquet is missing or damaged; delete .*/kept and run"):
         listing.keys(np.array([4]))
@@ -107,7 +111,7 @@ def test_a_listing_begins_after_any_file(tmp_path, after):
 @pytest.mark.parametrize("change", ["size", "time", "name", "more"])
 def test_one_changed_file_of_many_changes_the_fingerprint(tmp_path, change):
     root = make_folder(tmp_path, [f"{i:03d}.png" for i in range(300)])
-    before, path = list_now(root).fingerprint, tmp_path / "137.png"
+    before, path = list_now(folder_listing(root)).fingerprint, tmp_path / "137.png"
     status = path.stat()
     if change == "size":
         path.write_bytes(path.read_bytes() + b"x")
@@ -116,7 +120,7 @@ def test_one_changed_file_of_many_changes_the_fingerprint(tmp_path, change):
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
     else:
         path.rename(tmp_path / "137b.png") if change == "name" else (tmp_path / "more.png").write_bytes(b"")
-    assert list_now(root).fingerprint != before
+    assert list_now(folder_listing(root)).fingerprint != before
 
 
 def test_what_looks_like_an_image_and_is_none_is_counted(tmp_path):
@@ -127,7 +131,7 @@ def test_what_looks_like_an_image_and_is_none_is_counted(tmp_path):
     os.symlink("a.png", tmp_path / "linked.png")
     os.symlink("x.jpg", tmp_path / "folder.png")
     os.symlink("x.jpg", tmp_path / "not_followed")
-    listing = list_now(root)
+    listing = list_now(folder_listing(root))
     assert keys(listing) == ["a.png", "linked.png", "x.jpg/inside.png"]
     assert listing.skipped == {"dangling links": 3, "folders named like images": 2}
 
@@ -145,14 +149,14 @@ def test_names_of_any_bytes_are_read_and_their_keys_are_text(tmp_path, name):
 
 def test_a_limit_stops_the_listing(tmp_path, monkeypatch):
     root = make_folder(tmp_path, [f"{i:03d}.png" for i in range(50)])
-    seen, real = [], manifest.list_files
+    seen, real = [], folder_source.list_files
 
     def counted(*arguments, **options):
         for entry in real(*arguments, **options):
             seen.append(entry)
             yield entry
 
-    monkeypatch.setattr(manifest, "list_files", counted)
+    monkeypatch.setattr(folder_source, "list_files", counted)
     source = open_source(SourceConfig(kind="folder", path=root, limit=5), DATA, labelled=False)
     assert len(source) == len(seen) == 5
 

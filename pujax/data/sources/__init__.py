@@ -1,4 +1,4 @@
-"""Image sources: one small contract over arrays, image folders and TFDS.
+"""Image sources: one small contract over whatever form images lie in, on this machine and in object stores.
 
 A source says how many images there are and reads any of them, as uint8 at the size that the job works in.
 """
@@ -10,12 +10,41 @@ import numpy as np
 from etils import epath
 
 from pujax.config import DataConfig, SourceConfig
+from pujax.data import storage
 from pujax.data.decode import ImageSpec
 from pujax.data.sources.array import open_array, open_embedded
+from pujax.data.sources.array_record import open_array_record
+from pujax.data.sources.cifar import open_cifar
 from pujax.data.sources.folder import open_folder
+from pujax.data.sources.hf import open_hf
+from pujax.data.sources.idx import open_idx
+from pujax.data.sources.imagenet32 import open_imagenet32
 from pujax.data.sources.naming import digest, where
+from pujax.data.sources.parquet import open_parquet
+from pujax.data.sources.paths import open_list
+from pujax.data.sources.tar import open_tar
 from pujax.data.sources.tfds import open_tfds
 from pujax.errors import UserError
+
+_OPENERS = {
+    "embedded": open_embedded,
+    "array": open_array,
+    "list": open_list,
+    "parquet": open_parquet,
+    "hf": open_hf,
+    "array_record": open_array_record,
+    "tfds": open_tfds,
+    "cifar": open_cifar,
+    "imagenet32": open_imagenet32,
+    "idx": open_idx,
+}
+_LISTING_OPENERS = {"folder": open_folder, "tar": open_tar}  # what they find is kept in a manifest
+_USED = {  # options by the kinds that use them
+    "path": (*(kind for kind in _OPENERS if kind != "embedded"), *_LISTING_OPENERS),
+    "name": ("embedded", "tfds"),
+    "split": ("tfds", "hf", "cifar", "imagenet32", "idx"),
+}
+_IN_STORES = ("folder", "list", "tar", "parquet")
 
 
 class ImageSource(Protocol):
@@ -54,7 +83,7 @@ def open_source(
         config: where the images are.
         data: the form of the images, and the number of classes.
         labelled: whether labels are needed; a pool is opened with False, and then has none.
-        manifest: where the listing of a folder is kept; None lists it now, in memory.
+        manifest: where the listing of a folder or of tar files is kept; None lists them now, in memory.
         class_names: in the order of their labels, which a source's own names are brought to; None keeps the source's.
 
     Raises:
@@ -62,15 +91,13 @@ def open_source(
             not prepared; the file is not what it should be; an option is set that the kind does not use.
     """
     if not config.kind:
-        raise UserError("a data source that this stage needs is not set; give --config.data.<part>.kind and .path")
+        raise UserError("a data source that this stage needs is not set; give --config.data.<part>=PATH")
     _check_options(config, labelled)
     spec = ImageSpec(data.image_size, data.channels, data.crop, data.interpolation)
-    if config.kind == "folder":
-        source = open_folder(config, spec, labelled, manifest)
+    if config.kind in _LISTING_OPENERS:
+        source = _LISTING_OPENERS[config.kind](config, spec, labelled, manifest)
     else:
-        source = {"embedded": open_embedded, "array": open_array, "tfds": open_tfds}[config.kind](
-            config, spec, labelled
-        )
+        source = _OPENERS[config.kind](config, spec, labelled)
     rows = range(len(source))
     if labelled:
         source = _in_order(source, class_names, where(config))
@@ -80,19 +107,24 @@ def open_source(
     if config.limit:
         rows = rows[: config.limit]
     if len(rows) == 0:
-        raise UserError(f"there are no images in {where(config)}")
+        hint = f"; for other files in it give their pattern, as in {config.path.rstrip('/')}/*.tar"
+        raise UserError(f"there are no images in {where(config)}{hint if config.kind == 'folder' else ''}")
     return source if len(rows) == len(source) else source.take(np.asarray(rows))
 
 
 def _check_options(config: SourceConfig, labelled: bool) -> None:
-    unused = {"embedded": ("path", "split"), "array": ("name", "split"), "folder": ("name", "split"), "tfds": ()}
-    for name in unused[config.kind]:
-        if getattr(config, name) != getattr(SourceConfig(), name):
-            kinds = {"path": "array, folder or tfds", "name": "embedded or tfds", "split": "tfds"}
+    for name, kinds in _USED.items():
+        if config.kind not in kinds and getattr(config, name) != getattr(SourceConfig(), name):
+            others = ", ".join(kind for kind in kinds[:-1])
             raise UserError(
                 f"{name} is {getattr(config, name)!r} for a data source of kind {config.kind}, which does not use it; "
-                f"leave it out, or set kind to {kinds[name]}"
+                f"leave it out, or set kind to {others} or {kinds[-1]}"
             )
+    if storage.is_remote(config.path) and config.kind not in _IN_STORES:
+        raise UserError(
+            f"{where(config)}: files of kind {config.kind} are read on this machine only; copy them here, or use "
+            f"{', '.join(_IN_STORES)}"
+        )
     if config.per_class and not labelled:
         raise UserError(f"per_class is {config.per_class} for {where(config)}, which is read without labels; use limit")
 
@@ -102,7 +134,8 @@ def _check_labels(source: ImageSource, config: SourceConfig, data: DataConfig) -
         return
     if source.labels is None:
         raise UserError(
-            f"{where(config)} has no labels; a labelled source needs one folder a class, or an array `labels`"
+            f"{where(config)} has no labels; a labelled source needs one folder a class, a column `label`, a .cls file "
+            "beside each image of a tar, or an array `labels`"
         )
     if not 0 <= source.labels.min() <= source.labels.max() < data.num_classes:
         raise UserError(

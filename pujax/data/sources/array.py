@@ -52,7 +52,9 @@ def open_embedded(config: SourceConfig, spec: ImageSpec, labelled: bool) -> Arra
     """Open "labelled", "pool" or "test" of the package."""
     arrays, fingerprint = load_embedded(config.name), checksum(f"{config.name}.npz.xz")
     names = CLASS_NAMES if "labels" in arrays else None
-    return _make_source(arrays, spec, labelled, f"embedded {config.name}", fingerprint=fingerprint, class_names=names)
+    return make_array_source(
+        arrays, spec, labelled, f"embedded {config.name}", fingerprint=fingerprint, class_names=names
+    )
 
 
 def open_array(config: SourceConfig, spec: ImageSpec, labelled: bool) -> ArraySource:
@@ -70,7 +72,7 @@ def open_array(config: SourceConfig, spec: ImageSpec, labelled: bool) -> ArraySo
         fingerprint = digest(list(arrays["images"].shape), status.st_size, status.st_mtime_ns)
     else:
         fingerprint = digest(*(part for name in sorted(arrays) for part in (name, arrays[name])), names)
-    return _make_source(arrays, spec, labelled, str(path), fingerprint=fingerprint, class_names=names)
+    return make_array_source(arrays, spec, labelled, str(path), fingerprint=fingerprint, class_names=names)
 
 
 def _load_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -83,7 +85,7 @@ def _load_arrays(path: Path) -> dict[str, np.ndarray]:
         return {name: loaded[name] for name in ("images", "labels", "truth", "class_names") if name in loaded.files}
 
 
-def _make_source(
+def make_array_source(
     arrays: dict[str, np.ndarray],
     spec: ImageSpec,
     labelled: bool,
@@ -92,6 +94,11 @@ def _make_source(
     fingerprint: str,
     class_names: tuple[str, ...] | None,
 ) -> ArraySource:
+    """Return a source of arrays `images` and, where they are there, `labels` and `truth`.
+
+    Raises:
+        UserError: they are of other shapes or types than they must be.
+    """
     images = arrays.get("images")
     if images is None or images.dtype != np.uint8 or images.ndim not in (3, 4) or 0 in images.shape[1:]:
         raise UserError(f"{where} must hold `images`, uint8 [N, H, W] or [N, H, W, C]")

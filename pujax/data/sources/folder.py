@@ -1,4 +1,4 @@
-"""Image files under a folder; with one folder a class where labels are wanted."""
+"""Image files under a folder, here or in an object store; with one folder a class where labels are wanted."""
 
 import os
 from dataclasses import dataclass
@@ -10,10 +10,14 @@ import pyarrow.compute as pc
 from etils import epath
 
 from pujax.config import SourceConfig
+from pujax.data import storage
 from pujax.data.decode import ImageSpec
-from pujax.data.manifest import Manifest, list_now, list_once, path_of
+from pujax.data.manifest import Listing, Manifest, list_now, list_once
 from pujax.data.sources.encoded import EncodedSource, whole
+from pujax.data.walk import list_files, path_of
 from pujax.errors import UserError
+
+_SCHEMA = pa.schema([("key", pa.string()), ("size", pa.int64()), ("modified", pa.int64())])
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class _Listed:
 
     @property
     def fingerprint(self) -> str:
-        """Of the listing: names, sizes and times of modification."""
+        """Of the listing: names, sizes and times of modification, or the store's tags."""
         return self.manifest.fingerprint
 
     @property
@@ -40,8 +44,10 @@ class _Listed:
         """Return paths relative to the folder."""
         return self.manifest.keys(places)
 
-    def fetch(self, places: np.ndarray) -> list[str]:
-        """Return paths."""
+    def fetch(self, places: np.ndarray) -> list[bytes | str]:
+        """Return paths; of a store, contents."""
+        if storage.is_remote(self.root):
+            return storage.read_each([storage.join(self.root, path_of(key).decode()) for key in self.keys(places)])
         root = os.fsencode(self.root)
         return [os.fsdecode(os.path.join(root, path_of(key))) for key in self.keys(places)]
 
@@ -50,15 +56,23 @@ def open_folder(
     config: SourceConfig, spec: ImageSpec, labelled: bool, manifest_folder: epath.Path | None
 ) -> EncodedSource:
     """Open a folder of images; its listing is kept in `manifest_folder`, where one is given."""
-    if not (config.path and Path(config.path).is_dir()):  # os.path.isdir would call a stale mount "no folder"
+    there = storage.is_remote(config.path) or (config.path and Path(config.path).is_dir())
+    if not there:  # os.path.isdir would call a stale mount "no folder"
         raise UserError(f"there is no folder {config.path!r}; give the folder of a data source as its path")
     limit = 0 if labelled else config.limit  # every file is listed for the class folders
+    listing = folder_listing(config.path)
     if manifest_folder is None:
-        manifest = list_now(config.path, limit=limit)
+        manifest = list_now(listing, limit=limit)
     else:
-        manifest = list_once(config.path, manifest_folder, limit=limit)
-    labels, names = class_folders(manifest.all_keys()) if labelled and manifest.count else (None, None)
+        manifest = list_once(listing, manifest_folder, limit=limit)
+    labels, names = class_folders(manifest.column("key")) if labelled and manifest.count else (None, None)
     return whole(_Listed(config.path, manifest), spec, labels, names)
+
+
+def folder_listing(root: str) -> Listing:
+    """Return how the images under a folder are listed: (key, bytes, version)."""
+    name = root if storage.is_remote(root) else os.path.abspath(root)
+    return Listing({"root": name}, _SCHEMA, lambda after, skipped: list_files(root, skipped, after=after and after[0]))
 
 
 def class_folders(keys: pa.ChunkedArray) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
