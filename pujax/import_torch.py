@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -158,7 +159,7 @@ def _sample_images(folder: str | None, preprocessing: Preprocessing) -> np.ndarr
     size, channels = preprocessing.image_size, preprocessing.channels
     if folder is None:
         return fit_arrays(load_embedded("test")["images"][:NUM_IMAGES], size=size, channels=channels)
-    paths = sorted(path for path in epath.Path(folder).glob("**/*") if path.suffix.lower() in EXTENSIONS)
+    paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in EXTENSIONS)
     if not paths:
         raise UserError(f"--images: there is no image in {folder}")
     chosen = [paths[i] for i in np.linspace(0, len(paths) - 1, min(NUM_IMAGES, len(paths))).astype(int)]

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -91,14 +92,14 @@ def convert(
 
 @contextlib.contextmanager
 def _plain_torch() -> Iterator[None]:
-    """Keep PyTorch from warnings that say nothing to the user, and from attention in one opaque operation."""
+    """Keep PyTorch from telling the user what it traces, and from attention in one opaque operation."""
     import torch
 
     fast, level = torch.backends.mha.get_fastpath_enabled(), logging.root.manager.disable
     torch.backends.mha.set_fastpath_enabled(False)
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -139,7 +140,10 @@ def _trace(module: Any, images: Any) -> Any:
             kept.pop(torch.ops.aten.scaled_dot_product_attention.default)  # one operation says more than fifteen
             return program.run_decompositions(kept)
     except Exception as error:  # of many kinds
-        raise UserError(f"torch.export cannot trace the network: {_line(error)}") from error
+        remedy = ""
+        if "Constraints violated (batch)" in str(error):
+            remedy = "the network fixes the size of its batch; in its code write x.shape[0] for len(x). "
+        raise UserError(f"torch.export cannot trace the network: {remedy}{_line(error)}") from error
 
 
 def _line(error: BaseException) -> str:

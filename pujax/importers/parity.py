@@ -22,6 +22,7 @@ TOLERANCE = 1e-4  # of the largest logit
 _REPLAY = """
 import sys
 sys.modules["torch"] = None  # importing it fails
+import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
@@ -29,7 +30,8 @@ from pujax.networks import load_network
 _, weights, images, logits, *sizes = sys.argv
 network = load_network(epath.Path(weights), dtype=jnp.dtype(jnp.float32))
 parts = np.split(np.load(images), np.cumsum([int(size) for size in sizes])[:-1])
-np.save(logits, np.concatenate([network.logits(network.variables, part) for part in parts]))
+run = jax.jit(network.logits)
+np.save(logits, np.concatenate([run(network.variables, part) for part in parts]))
 """
 
 
@@ -79,5 +81,6 @@ def logits_without_torch(path: epath.Path, images: np.ndarray) -> np.ndarray:
         environment = os.environ | {"JAX_PLATFORMS": "cpu"}  # accelerators round sums to fewer digits
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
-            raise UserError(f"the converted network does not run: {(done.stderr.splitlines() or ['killed'])[-1]}")
+            last = (done.stderr.splitlines() or ["no word on stderr"])[-1]
+            raise UserError(f"the converted network does not run: {last} (exit status {done.returncode})")
         return np.load(outputs)
