@@ -262,6 +262,11 @@ def check(job: Job, units: dict[str, Unit], stages: tuple[str, ...]) -> None:
     check_class_names([("the teacher", given.class_names if given else None), *named])
     if set(stages) <= {"teacher"}:
         return
+    if config.scorer.mode == "finetune" and given and given.graph:
+        raise UserError(
+            f"scorer.mode=finetune trains the teacher's network, but {config.teacher.weights} holds a fixed graph; "
+            "use scorer.mode=frozen"
+        )
     _check_model("distill.model", config.distill.model)
     options = getattr(config.scorer, config.scorer.mode)
     check_divisible(options.batch_size, mesh, f"scorer.{config.scorer.mode}.batch_size")

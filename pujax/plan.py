@@ -1,5 +1,6 @@
 """`--dry_run`: check everything that can be checked without training, look at the images, and say what would run."""
 
+import dataclasses
 import time
 from typing import Any
 
@@ -90,7 +91,9 @@ def _describe_teacher(job: Job) -> list[str]:
     images, reasons = source.read(rows)
     sound = reasons == ""
     accuracy, doubts = check_teacher(teacher, images[sound], source.labels[rows[sound]])
-    lines = [f"teacher: {teacher.model}, right on {100 * accuracy:.1f} % of {sound.sum()} images of data.{part}"]
+    seen = dataclasses.asdict(teacher.preprocessing).items()
+    lines = [f"teacher: {teacher.model}, " + ", ".join(f"{name} {value}" for name, value in seen)]
+    lines += [f"  it is right on {100 * accuracy:.1f} % of {sound.sum()} images of data.{part}"]
     return lines + [f"  but {doubt}" for doubt in doubts]
 
 

@@ -43,7 +43,7 @@ def load_weights(path: epath.Path, template: Any) -> Any:
         template: tree of arrays or `jax.ShapeDtypeStruct`s that names what must be there.
 
     Returns:
-        A tree like `template`, of float NumPy arrays.
+        A tree like `template`, of NumPy arrays.
 
     Raises:
         UserError: there is no such file, it is unreadable, or a tensor is missing, left over or of another shape.
@@ -91,11 +91,31 @@ def load_metadata(path: epath.Path) -> dict[str, str]:
     path = _check_file(path)
     try:
         with path.open("rb") as file:  # the header alone: the tensors may be large and far away
-            size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(size, _LARGEST_HEADER)))
-        return dict(header.get("__metadata__", {}))
+            return dict(_read_header(file).get("__metadata__", {}))
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path} is not a readable safetensors file: its header is damaged") from error
+
+
+def load_bytes(path: epath.Path, name: str) -> bytes:
+    """Return the content of one tensor of a safetensors file, without the others.
+
+    Raises:
+        UserError: there is no such file, it is unreadable, or it has no such tensor.
+    """
+    path = _check_file(path)
+    try:
+        with path.open("rb") as file:
+            start, end = _read_header(file)[name]["data_offsets"]
+            file.seek(file.tell() + start)
+            return file.read(end - start)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: it has no readable tensor {name}") from error
+
+
+def _read_header(file: Any) -> dict[str, Any]:
+    """Read the header at the beginning of a safetensors file; what follows are the tensors."""
+    size = int.from_bytes(file.read(8), "little")
+    return json.loads(file.read(min(size, _LARGEST_HEADER)))
 
 
 def _check_file(path: epath.Path) -> epath.Path:

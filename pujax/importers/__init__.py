@@ -1,1 +1,1 @@
-"""Weights that other projects wrote: read from their files, renamed onto pujax's networks."""
+"""Networks that others trained, as pujax networks."""

@@ -18,6 +18,7 @@ from pujax.data.reading import read_or_fail, training_images
 from pujax.data.sources import ImageSource
 from pujax.data.transforms import augment
 from pujax.errors import UserError
+from pujax.importers.network import TORCHVISION, import_network
 from pujax.inference import accuracy, resolve_dtype
 from pujax.job import Job
 from pujax.metrics import flops_per_image, num_params
@@ -27,6 +28,7 @@ from pujax.networks import (
     abstract_network,
     check_class_names,
     check_fits,
+    describes_itself,
     init_network,
     load_network,
     preprocessing_of,
@@ -37,6 +39,7 @@ from pujax.teacher_check import check_teacher
 from pujax.train import LossFn, fit
 
 RESULTS_VERSION = 2
+_FIELDS = dataclasses.fields(Preprocessing)
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -71,15 +74,31 @@ def weights_path(config: Config) -> epath.Path | None:
 
 
 def given_teacher(config: Config) -> Network | None:
-    """Read the teacher's weights file, where there is one; its classes have the names of the file or of the options.
+    """Read the teacher's weights file, where there is one: one that describes itself, or a PyTorch state dict.
 
     Raises:
-        UserError: it cannot be read, or file and options name different classes.
+        UserError: it cannot be read, or is not of the network that teacher.model names.
     """
     path = weights_path(config)
     if path is None:
         return None
-    return load_network(path, dtype=resolve_dtype(config.compute_dtype))
+    dtype = resolve_dtype(config.compute_dtype)
+    if describes_itself(path):
+        return load_network(path, dtype=dtype)
+    if not config.teacher.model:
+        raise UserError(
+            f"{path} does not say what network it holds; name it, as in --config.teacher.model=resnet18, or convert "
+            "it by python -m pujax.import_torch"
+        )
+    said = preprocessing_of(config.data)
+    wanted = {field.name: getattr(said, field.name) or getattr(TORCHVISION, field.name) for field in _FIELDS}
+    return import_network(
+        path,
+        config.teacher.model,
+        num_classes=config.data.num_classes,
+        preprocessing=Preprocessing(**wanted),
+        dtype=dtype,
+    )
 
 
 def settle(config: Config, given: Network | None) -> tuple[Config, Network | None]:
@@ -97,9 +116,9 @@ def settle(config: Config, given: Network | None) -> tuple[Config, Network | Non
             model, or is named other classes.
     """
     own = {} if given is None else {"num_classes": given.num_classes, **dataclasses.asdict(given.preprocessing)}
-    for name in (field.name for field in dataclasses.fields(Preprocessing)):
-        if not getattr(config.data, name):
-            config = _fill(config, name, own)
+    for field in _FIELDS:
+        if not getattr(config.data, field.name):
+            config = _fill(config, field.name, own)
     if not config.data.num_classes:
         config = _fill(config, "num_classes", own)
     names = given_class_names(config.data)
