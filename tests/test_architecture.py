@@ -17,7 +17,7 @@ LAYERS = (
     {"pu", "student", "job", "near_duplicates", "teacher_check"},
     {"stages"},
     {"pipeline"},
-    {"plan"},
+    {"plan", "api"},
     {"launch", "import_torch"},
 )
 
@@ -95,10 +95,10 @@ def test_there_is_no_circle():
         ("tensorflow_datasets", ("data.sources.tfds",)),
         ("array_record", ("data.sources.array_record",)),
         ("fsspec", ("data.storage",)),
-        ("pickle", ("data.decoders", "data.sources.plain_pickle", "importers.pickles")),
+        ("pickle", ("data.decoders", "data.sources.plain_pickle", "importers.pickles", "importers.torch_module")),
         ("absl", ("launch",)),
         ("safetensors", ("weights",)),
-        ("torch", ("importers.",)),
+        ("torch", ("importers.", "import_torch")),
         ("timm", ("importers.",)),
         ("torchvision", ("importers.",)),
     ],
