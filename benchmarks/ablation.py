@@ -24,7 +24,7 @@ from benchmarks.results_file import RESULTS, append, command_line, is_there
 from benchmarks.rivals import RELEASED_DISTILLATION, RELEASED_SCORER
 from configs import cifar10, quickstart
 from pujax import artifacts, pipeline
-from pujax.config import BASELINES, Config, SourceConfig, resolve
+from pujax.config import BASELINES, Config, SourceConfig, resolve, with_options
 from pujax.data.sources import open_source
 from pujax.sharding import configure_backend
 
@@ -94,15 +94,6 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 
 
-def set_options(config: Any, options: dict[str, Any]) -> Any:
-    """Return a copy of a config with "a.b" options set; one that does not exist is an AttributeError."""
-    for path, value in options.items():
-        name, _, rest = path.partition(".")
-        own = getattr(config, name)
-        config = dataclasses.replace(config, **{name: set_options(own, {rest: value}) if rest else value})
-    return config
-
-
 def arrays(**paths: Path) -> dict[str, SourceConfig]:
     """Return the options that read parts of the data from files of arrays."""
     return {f"data.{part}": SourceConfig(kind="array", path=str(path)) for part, path in paths.items()}
@@ -114,7 +105,7 @@ def rate_config(seed: int, data: Path, rate: float) -> Config:
     digits = (30_000 - positives) // 2
     counts = {"fashion_train": positives, "mnist_train": digits, "letters": 30_000 - positives - digits}
     options = drawn(data / f"labelled_{seed}.npz", data / f"pool_{rate:g}_{seed}.npz", seed, 10, counts)
-    return set_options(quickstart.get_config(), options | {"seed": seed, "baselines": ()})
+    return with_options(quickstart.get_config(), options | {"seed": seed, "baselines": ()})
 
 
 def whole_config(table: str, seed: int, data: Path, workdir: Path, rate: float = 1 / 12) -> Config:
@@ -136,17 +127,17 @@ def task_config(task: str, seed: int, data: Path, workdir: Path, options: dict[s
     target = "mnist" if task == "digits" else "fashion"
     options = options | arrays(full=data / f"{target}_train.npz", test=data / f"{target}_test.npz")
     if task != "digits":
-        return set_options(quickstart.get_config(), options | {"seed": seed})
+        return with_options(quickstart.get_config(), options | {"seed": seed})
     options |= {"data.mean": (0.1307,), "data.std": (0.3081,), "distill.flip": False, "teacher.weights": ""}
     options |= {"teacher.num_steps": 3000, "teacher.learning_rate": 0.02, "teacher.warmup_steps": 200}
     options |= {"teacher.crop_padding": 2}
-    return with_teacher(set_options(quickstart.get_config(), options), seed, workdir / "digits-teacher")
+    return with_teacher(with_options(quickstart.get_config(), options), seed, workdir / "digits-teacher")
 
 
 def with_teacher(config: Config, seed: int, workdir: Path) -> Config:
     """Return the config with a seed and the weights of its teacher, which is trained once for all rows and seeds."""
     pipeline.run(resolve(config), workdir, ("teacher",))
-    return set_options(config, {"seed": seed, "teacher.weights": str(workdir / "teacher" / "teacher.safetensors")})
+    return with_options(config, {"seed": seed, "teacher.weights": str(workdir / "teacher" / "teacher.safetensors")})
 
 
 def drawn(labelled: Path, pool: Path, seed: int, per_class: int, counts: dict[str, int]) -> dict[str, SourceConfig]:
@@ -175,7 +166,7 @@ def table_config(
 ) -> Config:
     """Return pujax's own row of a table of students; CIFAR-10 with one of `NETWORKS`."""
     if table == "quickstart":
-        return set_options(quickstart.get_config(), {"seed": seed, "baselines": BASELINES[:-1]})  # it has no full data
+        return with_options(quickstart.get_config(), {"seed": seed, "baselines": BASELINES[:-1]})  # it has no full data
     if table != "cifar10":
         return whole_config(table, seed, data, workdir)
     labelled = data / f"cifar_labelled_{per_class}_{seed}.npz"
@@ -184,7 +175,7 @@ def table_config(
     options: dict[str, Any] = arrays(labelled=labelled, pool=data / "in_pool.npz", test=data / "cifar_test.npz")
     options |= arrays(full=data / "cifar_train.npz") | {"baselines": tuple(b for b in BASELINES if b != "all")}
     options |= {"run.inference_batch_size": 1000, "select.budget": 20_000, "distill.num_steps": steps}
-    config = set_options(cifar10.get_config(), options | NETWORKS[networks])
+    config = with_options(cifar10.get_config(), options | NETWORKS[networks])
     return with_teacher(config, seed, workdir / f"cifar10-teacher-{config.teacher.model}")
 
 
@@ -220,7 +211,7 @@ def jobs(args: argparse.Namespace) -> list[Job]:
         config = table_config(args.table, seed, args.data, args.workdir, **options)
         if args.baselines is not None:
             config.baselines = tuple(args.baselines)
-        return set_options(config, changes)
+        return with_options(config, changes)
 
     def make_at_rate(seed: int, rate: float) -> Config:
         if args.table == "rates":

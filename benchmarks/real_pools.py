@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
-from benchmarks.ablation import STAGES_OF_RATES, Job, arrays, run_job, set_options, task_config
+from benchmarks.ablation import STAGES_OF_RATES, Job, arrays, run_job, task_config
 from benchmarks.results_file import RESULTS, append, command_line, is_there
 from pujax import pipeline
-from pujax.config import Config
+from pujax.config import Config, with_options
 from pujax.errors import UserError
 from pujax.sharding import configure_backend
 
@@ -127,7 +127,7 @@ def _rows(pool: str, seed: int) -> dict[str, dict[str, Any]]:
 
 
 def _changed(changes: dict[str, Any], **setting: Any) -> Config:
-    return set_options(pool_config(**setting), changes)
+    return with_options(pool_config(**setting), changes)
 
 
 def main() -> None:

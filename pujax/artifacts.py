@@ -47,6 +47,7 @@ class Workdir:
         self.config = root / "config.json"  # the resolved config of the last run
         self.summary = root / "summary.json"  # the numbers of the job, for scripts
         self.contact_sheet = root / "contact_sheet.jpg"  # of --dry_run: what the images look like
+        self.inputs = root / "inputs"  # arrays and networks that were handed over in Python
         self.lock = root / "LOCK.json"  # who is at work here
         self.pool = root / "pool"  # the manifest of a pool that is a folder or tar files
         self.previous = root / "previous"  # units made from other options, kept in case these come back

@@ -71,13 +71,14 @@ class SourceConfig:
 class DataConfig:
     """The images of the task: what is labelled, what is to be mined, what measures the result."""
 
-    num_classes: int = option(10, above=0)
-    image_size: int = option(32, above=0)  # height and width that the networks see
+    # Classes and what the networks see; what is 0 or empty is as the teacher's weights say.
+    num_classes: int = option(10, at_least=0)
+    image_size: int = option(32, at_least=0)  # height and width
     channels: int = 3  # 1 grey, 3 RGB
     mean: tuple[float, ...] = (0.5,)  # of the pixels in [0, 1]; one number or one per channel
     std: tuple[float, ...] = option((0.5,), above=0)
-    crop: float = option(1.0, above=0, at_most=1)  # share of the short side that the centre crop of an image file keeps
-    interpolation: str = option("bilinear", choices=("bilinear", "bicubic"))  # of image files
+    crop: float = option(1.0, at_least=0, at_most=1)  # share of the short side that a centre crop keeps
+    interpolation: str = option("bilinear", choices=("", "bilinear", "bicubic"))  # of image files
     # Names in the order of the teacher's outputs, where it does not know them; or one text file, a name a line.
     class_names: tuple[str, ...] = ()
     labelled: SourceConfig = field(default_factory=SourceConfig)  # the few labelled images, the PU positives
@@ -272,6 +273,19 @@ def require_known_field(path: str) -> None:
     raise UserError(f"there is no option --config.{path}{hint}")
 
 
+def with_options(config: Any, options: dict[str, Any]) -> Any:
+    """Return a copy of a tree of dataclasses with fields set by their paths, "a.b".
+
+    Raises:
+        AttributeError: there is no such field.
+    """
+    for path, value in options.items():
+        name, _, rest = path.partition(".")
+        own = getattr(config, name)
+        config = dataclasses.replace(config, **{name: with_options(own, {rest: value}) if rest else value})
+    return config
+
+
 def given_class_prior(config: ScorerConfig) -> float | None:
     """Return the class prior that the user gave, or None when it is to be estimated."""
     return None if config.class_prior == "estimate" else float(config.class_prior)
@@ -291,10 +305,10 @@ def resolve(config: Config) -> Config:
             raise UserError(
                 f"scorer.{unused}.{name} is {value!r}, but scorer.mode is {config.scorer.mode}; leave it out"
             )
-    if config.data.channels not in (1, 3):
+    if config.data.channels not in (0, 1, 3):
         raise UserError(f"data.channels is {config.data.channels}; use 1 (grey) or 3 (RGB)")
     for name in ("mean", "std"):
-        if len(getattr(config.data, name)) not in (1, config.data.channels):
+        if config.data.channels and len(getattr(config.data, name)) not in (0, 1, config.data.channels):
             raise UserError(f"data.{name} needs one number, or one for each of the {config.data.channels} channels")
     for stage, training in (("teacher", config.teacher), ("scorer.finetune", config.scorer.finetune),
                             ("distill", config.distill)):  # fmt: skip

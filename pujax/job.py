@@ -20,6 +20,7 @@ class Job:
     config: Config
     workdir: Workdir
     sources: dict[str, ImageSource]  # by part: "labelled", "pool", "test", and "full" where there is one
+    given_teacher: Network | None  # as it was read; None where the teacher is trained here
     mesh: Mesh
     log: MetricsLog
 

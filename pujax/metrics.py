@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from pujax.models.exported import ExportedClassifier
 from pujax.models.layers import plain_convolutions
 
 
@@ -46,6 +47,8 @@ def flops_per_image(module: Any, variables: Any, image_shape: tuple[int, ...]) -
         variables: arrays or their shapes.
         image_shape: (height, width, channels).
     """
+    if isinstance(module, ExportedClassifier):  # a graph, in which the size of the batch is not known
+        return module.graph.flops_per_image
     image = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
     with plain_convolutions():
         program = jax.make_jaxpr(lambda v, x: module.apply(v, x, train=False)[0])(variables, image)
@@ -57,6 +60,8 @@ def _count_flops(program: Any) -> int:
     total = 0
     for equation in program.eqns:
         inner = [getattr(value, "jaxpr", value) for value in equation.params.values()]
+        branches = equation.params.get("branches", ())  # of which one is taken: for this backend, or that
+        total += max((_count_flops(branch.jaxpr) for branch in branches), default=0)
         total += sum(_count_flops(value) for value in inner if hasattr(value, "eqns"))
         name, size = equation.primitive.name, math.prod(equation.outvars[0].aval.shape)
         if name == "conv_general_dilated":

@@ -3,20 +3,25 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 
 from pujax.config import DataConfig
+from pujax.data.decode import ImageSpec
 from pujax.data.transforms import normalize
 from pujax.errors import UserError
 from pujax.models import create_classifier
-from pujax.weights import load_metadata, load_weights, save_weights
+from pujax.models.exported import EXPORTED, ExportedClassifier, Graph
+from pujax.weights import load_bytes, load_metadata, load_weights, save_weights
+
+_GRAPH = "graph"  # the tensor of bytes beside the weights
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,11 @@ class Preprocessing:
         """(height, width, channels)."""
         return self.image_size, self.image_size, self.channels
 
+    @property
+    def spec(self) -> ImageSpec:
+        """The form that image files are brought to."""
+        return ImageSpec(self.image_size, self.channels, self.crop, self.interpolation)
+
     def prepare(self, images: jax.Array) -> jax.Array:
         """Return uint8 [B, H, W, C] images as the normalised float32 that the module takes."""
         return normalize(images, self.mean, self.std)
@@ -44,21 +54,33 @@ class Preprocessing:
 class Network:
     """A classifier. `variables` may be arrays, or `jax.ShapeDtypeStruct`s where only shapes are wanted."""
 
-    model: str  # a key of models.CLASSIFIERS
+    model: str  # a key of models.CLASSIFIERS, or "exported"
     num_classes: int
     class_names: tuple[str, ...] | None  # None where unknown
     preprocessing: Preprocessing
     variables: Any
-    dtype: jnp.dtype = dataclasses.field(default_factory=lambda: jnp.dtype(jnp.float32))  # of the computation
+    # Of the computation; a graph keeps to its own.
+    dtype: jnp.dtype = dataclasses.field(default_factory=lambda: jnp.dtype(jnp.float32))
+    graph: Graph | None = None  # where the model is "exported": what is computed
 
     @functools.cached_property
-    def module(self) -> nn.Module:
-        """The Flax module: `apply(variables, normalised images, train=False) -> (logits, features)`."""
+    def module(self) -> nn.Module | ExportedClassifier:
+        """What computes: `apply(variables, normalised images, train=False) -> (logits, features)`."""
+        if self.graph:
+            return ExportedClassifier(self.graph)
         return create_classifier(self.model, self.num_classes, dtype=self.dtype)
 
     def with_variables(self, variables: Any) -> "Network":
         """Return the same network with other weights."""
         return dataclasses.replace(self, variables=variables)
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Return logits float32 [B, K] of uint8 images [B, H, W, C]; compiled once for every batch size."""
+        return np.asarray(self._compiled(self.variables, images))
+
+    @functools.cached_property
+    def _compiled(self) -> Callable[..., jax.Array]:
+        return jax.jit(self.logits)
 
     def logits(self, variables: Any, images: jax.Array) -> jax.Array:
         """Return logits float32 [B, K] of uint8 images [B, H, W, C]."""
@@ -95,15 +117,26 @@ def init_network(network: Network, rng: jax.Array) -> Network:
     return network.with_variables(variables)
 
 
-def save_network(path: epath.Path, network: Network) -> None:
-    """Write weights and description to one safetensors file."""
+def save_network(path: epath.Path, network: Network, *, origin: dict[str, Any] | None = None) -> None:
+    """Write weights, description and, where there is one, the graph to one safetensors file.
+
+    Args:
+        path: the file.
+        network: what is written.
+        origin: for a network that was made elsewhere: what is to be known of it, for readers of the file's metadata.
+    """
     description = {
         "model": network.model,
         "num_classes": network.num_classes,
         "class_names": network.class_names,
         "preprocessing": dataclasses.asdict(network.preprocessing),
     }
-    save_weights(path, network.variables, metadata={"pujax": json.dumps(description)})
+    variables = network.variables
+    if network.graph:
+        description["flops_per_image"] = network.graph.flops_per_image
+        variables = {**variables, _GRAPH: np.frombuffer(network.graph.artifact, np.uint8)}
+    metadata = {"pujax": json.dumps(description)} | ({"origin": json.dumps(origin)} if origin else {})
+    save_weights(path, variables, metadata=metadata)
 
 
 def load_network(path: epath.Path, *, dtype: jnp.dtype) -> Network:
@@ -120,24 +153,39 @@ def load_network(path: epath.Path, *, dtype: jnp.dtype) -> Network:
     if text is None:
         raise UserError(f"{path} does not say what network it holds; give weights that pujax wrote")
     description = json.loads(text)
-    preprocessing = {key: _as_tuple(value) for key, value in description["preprocessing"].items()}
-    network = abstract_network(
-        description["model"],
-        num_classes=description["num_classes"],
-        class_names=_as_tuple(description["class_names"]),
-        preprocessing=Preprocessing(**preprocessing),
-        dtype=dtype,
-    )
+    options = {
+        "num_classes": description["num_classes"],
+        "class_names": _as_tuple(description["class_names"]),
+        "preprocessing": Preprocessing(
+            **{key: _as_tuple(value) for key, value in description["preprocessing"].items()}
+        ),
+        "dtype": dtype,
+    }
+    if description["model"] == EXPORTED:
+        return _load_exported(path, description["flops_per_image"], options)
+    network = abstract_network(description["model"], **options)
     return network.with_variables(load_weights(path, network.variables))
 
 
-def read_class_names(path: epath.Path) -> tuple[str, ...] | None:
-    """Return the class names that a weights file gives; None where it gives none.
+def describes_itself(path: epath.Path) -> bool:
+    """Whether a weights file says what network it holds, as `save_network` writes it.
 
     Raises:
-        UserError: there is no such file, or it is unreadable.
+        UserError: there is no such file, or it is a damaged safetensors file.
     """
-    return _as_tuple(json.loads(load_metadata(path).get("pujax", "{}")).get("class_names"))
+    return "pujax" in load_metadata(path) if path.suffix == ".safetensors" or not path.is_file() else False
+
+
+def _load_exported(path: epath.Path, flops_per_image: float, options: dict[str, Any]) -> Network:
+    graph = Graph(load_bytes(path, _GRAPH), flops_per_image)
+    try:
+        wanted = graph.abstract_variables()
+    except Exception as error:  # of any kind: another version's graph, or none at all
+        raise UserError(f"{path} holds a graph that this JAX, {jax.__version__}, does not read: {error}") from error
+    wanted[_GRAPH] = jax.ShapeDtypeStruct((len(graph.artifact),), jnp.uint8)
+    variables = load_weights(path, wanted)
+    variables.pop(_GRAPH)
+    return Network(EXPORTED, variables=variables, graph=graph, **options)
 
 
 def _as_tuple(value: Any) -> Any:

@@ -29,13 +29,14 @@ import pujax
 from pujax import artifacts
 from pujax.artifacts import Workdir, load_json, save_json, write_atomic
 from pujax.config import Config, flatten
+from pujax.data.class_names import given_class_names
 from pujax.data.sources import ImageSource, hold_out, open_source
 from pujax.errors import UserError
 from pujax.inference import resolve_dtype
 from pujax.job import Job
 from pujax.lock import locked
 from pujax.metrics import MetricsLog
-from pujax.models import CLASSIFIERS
+from pujax.models import CLASSIFIERS, parse_name
 from pujax.networks import check_class_names
 from pujax.pu.heads import check_enough
 from pujax.sharding import barrier, check_divisible, is_main_process, make_mesh
@@ -133,17 +134,24 @@ def opened(
         dry: write nothing.
     """
     config = dataclasses.replace(config, compute_dtype=resolve_dtype(config.compute_dtype).name)
+    config, given = teacher.settle(config, teacher.given_teacher(config))
     mesh = make_mesh()
-    sources = open_sources(config, workdir, stages, dry=dry)
+    names = given.class_names if given else given_class_names(config.data)
+    sources = open_sources(config, workdir, stages, class_names=names, dry=dry)
     with closing(MetricsLog(workdir.scratch, enabled=is_main_process() and not dry)) as log:
-        job = Job(config, workdir, sources, mesh, log)
+        job = Job(config, workdir, sources, given, mesh, log)
         yield job, make_units(job)
     if artifacts.is_remote(workdir.root) and is_main_process() and not dry:
         write_atomic(workdir.root / "metrics.jsonl", (workdir.scratch / "metrics.jsonl").read_bytes())
 
 
 def open_sources(
-    config: Config, workdir: Workdir, stages: tuple[str, ...], *, dry: bool = False
+    config: Config,
+    workdir: Workdir,
+    stages: tuple[str, ...],
+    *,
+    class_names: tuple[str, ...] | None = None,
+    dry: bool = False,
 ) -> dict[str, ImageSource]:
     """Return the data sources by part: those that the stages need, and the whole labelled set where it is used.
 
@@ -157,11 +165,10 @@ def open_sources(
     wanted = [part for part in PARTS if getattr(config.data, part).kind and (part in needed or part == "full")]
     if config.teacher.weights and "full_data" not in config.baselines and "full" in wanted:
         wanted.remove("full")
-    names = teacher.class_names(config)
     sources = {}
     for process_turn in (True, False):  # a folder is listed by the main process first
         if process_turn == is_main_process():
-            sources = {part: _open(config, workdir, part, names, dry=dry) for part in wanted}
+            sources = {part: _open(config, workdir, part, class_names, dry=dry) for part in wanted}
         barrier("sources")
     if measures == "labelled":
         sources["labelled"], sources["test"] = hold_out(sources["labelled"], config.data.holdout)
@@ -248,13 +255,18 @@ def check(job: Job, units: dict[str, Unit], stages: tuple[str, ...]) -> None:
             raise UserError("neither teacher.weights nor data.full is set; give weights, or images to train on")
         _check_model("teacher.model", config.teacher.model)
         check_divisible(config.teacher.batch_size, mesh, "teacher.batch_size")
-    given = teacher.given_teacher(config)
+    given = job.given_teacher
     named = [
         (f"data.{part}", job.sources[part].class_names) for part in PARTS if part in job.sources and part != "pool"
     ]
     check_class_names([("the teacher", given.class_names if given else None), *named])
     if set(stages) <= {"teacher"}:
         return
+    if config.scorer.mode == "finetune" and given and given.graph:
+        raise UserError(
+            f"scorer.mode=finetune trains the teacher's network, but {config.teacher.weights} holds a fixed graph; "
+            "use scorer.mode=frozen"
+        )
     _check_model("distill.model", config.distill.model)
     options = getattr(config.scorer, config.scorer.mode)
     check_divisible(options.batch_size, mesh, f"scorer.{config.scorer.mode}.batch_size")
@@ -272,9 +284,12 @@ def check(job: Job, units: dict[str, Unit], stages: tuple[str, ...]) -> None:
 
 
 def _check_model(field: str, model: str) -> None:
-    if model not in CLASSIFIERS:
-        what = f"is {model!r}" if model else "is not set"
-        raise UserError(f"{field} {what}; choose from {', '.join(CLASSIFIERS)}")
+    if not model:
+        raise UserError(f"{field} is not set; choose from {', '.join(CLASSIFIERS)}")
+    try:
+        parse_name(model)
+    except ValueError as error:
+        raise UserError(f"{field} is {model!r}: {error}") from error
 
 
 def refuse(unit: Unit, name: str) -> None:

@@ -1,5 +1,6 @@
 """`--dry_run`: check everything that can be checked without training, look at the images, and say what would run."""
 
+import dataclasses
 import time
 from typing import Any
 
@@ -18,7 +19,7 @@ from pujax.networks import Network, init_network
 from pujax.optim import make_optimizer
 from pujax.pu.scorer import passes_per_image
 from pujax.sharding import is_main_process, replicate, shard_batch
-from pujax.stages.teacher import abstract_teacher, given_teacher
+from pujax.stages.teacher import abstract_teacher
 from pujax.student import abstract_student, frozen_arrays, make_distill_loss
 from pujax.teacher_check import check_teacher
 from pujax.train import init_state, make_train_step
@@ -81,7 +82,7 @@ def _describe_labels(labels: np.ndarray | None) -> str:
 
 def _describe_teacher(job: Job) -> list[str]:
     """Return how often a given teacher is right on labelled images, and what seems to be wrong with it."""
-    teacher = given_teacher(job.config)
+    teacher = job.given_teacher
     if teacher is None:
         return []
     part = "labelled" if "labelled" in job.sources else "test"
@@ -90,14 +91,16 @@ def _describe_teacher(job: Job) -> list[str]:
     images, reasons = source.read(rows)
     sound = reasons == ""
     accuracy, doubts = check_teacher(teacher, images[sound], source.labels[rows[sound]])
-    lines = [f"teacher: {teacher.model}, right on {100 * accuracy:.1f} % of {sound.sum()} images of data.{part}"]
+    seen = dataclasses.asdict(teacher.preprocessing).items()
+    lines = [f"teacher: {teacher.model}, " + ", ".join(f"{name} {value}" for name, value in seen)]
+    lines += [f"  it is right on {100 * accuracy:.1f} % of {sound.sum()} images of data.{part}"]
     return lines + [f"  but {doubt}" for doubt in doubts]
 
 
 def _describe_work(job: Job, pool: Survey) -> list[str]:
     """Return memory and time of scoring and distilling, from a compiled step and a few runs of it."""
     config, mesh = job.config, job.mesh
-    teacher = abstract_teacher(config)
+    teacher = abstract_teacher(config, job.given_teacher)
     student = abstract_student(config.distill, teacher)
     memory, seconds = step_cost(config, teacher, student, mesh)
     forward = _forward_rate(config, teacher, mesh) / passes_per_image(config.scorer)

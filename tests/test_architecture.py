@@ -13,12 +13,12 @@ LAYERS = (
     {"lock", "weights", "metrics", "optim", "sharding", "score_table", "selection", "checkpoint"},
     {"data"},
     {"networks", "train"},
-    {"inference"},
+    {"inference", "importers"},
     {"pu", "student", "job", "near_duplicates", "teacher_check"},
     {"stages"},
     {"pipeline"},
-    {"plan"},
-    {"launch"},
+    {"plan", "api"},
+    {"launch", "import_torch"},
 )
 
 
@@ -63,6 +63,10 @@ def test_no_stage_imports_another():
     assert not [pair for pair in own_imports() if all(module.startswith("stages.") for module in pair)]
 
 
+def test_a_network_knows_no_importer():
+    assert not [pair for pair in own_imports() if pair[0] == "networks" and pair[1].startswith("importers")]
+
+
 def test_there_is_no_circle():
     graph = {name: set() for name in modules()}
     for name, target in own_imports():
@@ -91,15 +95,29 @@ def test_there_is_no_circle():
         ("tensorflow_datasets", ("data.sources.tfds",)),
         ("array_record", ("data.sources.array_record",)),
         ("fsspec", ("data.storage",)),
-        ("pickle", ("data.decoders", "data.sources.plain_pickle")),
+        ("pickle", ("data.decoders", "data.sources.plain_pickle", "importers.pickles", "importers.torch_module")),
         ("absl", ("launch",)),
         ("safetensors", ("weights",)),
-        ("torch", ()),
+        ("torch", ("importers.", "import_torch")),
+        ("timm", ("importers.",)),
+        ("torchvision", ("importers.",)),
     ],
 )
 def test_each_outer_library_has_one_door(library, doors):
     users = [name for name, path in modules().items() if any(m.split(".")[0] == library for m in imported(path))]
     assert all(name.startswith(doors) if doors else False for name in users), users
+
+
+def test_a_job_needs_no_torch():
+    """What imports PyTorch does so inside a function, at the user's wish."""
+    optional = {"torch", "timm", "torchvision"}
+    for name, path in modules().items():
+        tree = ast.parse(path.read_text())
+        inside = {id(node) for fn in ast.walk(tree) if isinstance(fn, ast.FunctionDef) for node in ast.walk(fn)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import | ast.ImportFrom) and id(node) not in inside:
+                found = [getattr(node, "module", None) or "", *(alias.name for alias in node.names)]
+                assert not optional & {target.split(".")[0] for target in found}, name
 
 
 def test_every_module_is_imported():

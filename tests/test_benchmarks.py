@@ -15,7 +15,7 @@ from PIL import Image
 
 from benchmarks import ablation, real_pools, results_file, rivals, scorers, speed_tables, tables, throughput
 from configs import quickstart
-from pujax.config import Config, FrozenScorerConfig, ScorerConfig, resolve
+from pujax.config import Config, FrozenScorerConfig, ScorerConfig, resolve, with_options
 from pujax.data.embedded import load_embedded
 
 ROOT = Path(__file__).parent.parent
@@ -135,7 +135,7 @@ def test_a_table_of_changes_holds_the_default_and_each_change_without_baselines(
     assert configs["released scorer", 1].distill == configs["pujax", 1].distill
     assert configs["released distillation", 1].scorer == configs["pujax", 1].scorer
     with pytest.raises(AttributeError, match="no_such"):
-        ablation.set_options(configs["pujax", 1], {"scorer.no_such": 1})
+        with_options(configs["pujax", 1], {"scorer.no_such": 1})
 
 
 def test_nearest_neighbours_are_the_five_nearest():
@@ -150,7 +150,7 @@ def test_a_job_gives_a_line_for_every_row_with_images_of_its_own(tmp_path):
     def make_config():
         options = {"baselines": ("random",), "data.pool.limit": 2000, "data.test.limit": 200}
         options |= {"scorer.frozen.num_steps": 50, "distill.num_steps": 4, "distill.batch_size": 32}
-        return ablation.set_options(quickstart.get_config(), options)
+        return with_options(quickstart.get_config(), options)
 
     job = ablation.Job("pujax", 0, {"student_steps": 4}, make_config)
     lines = {line["row"]: line for line in ablation.run_job(job, "quickstart", tmp_path, extra_rows=True)}

@@ -205,7 +205,7 @@ def test_help_and_dry_run(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "data.pool: 8000 images, no labels" in done.stdout
     assert "stage distill: to do" in done.stdout
-    assert "teacher: lenet5, right on 96.0 % of 100 images of data.labelled" in done.stdout
+    assert "it is right on 96.0 % of 100 images of data.labelled" in done.stdout
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["contact_sheet.jpg"]
 
 

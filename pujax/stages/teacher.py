@@ -10,25 +10,28 @@ import numpy as np
 import optax
 from etils import epath
 
-from pujax.config import Config
+from pujax.config import Config, with_options
 from pujax.data.batches import index_batches
 from pujax.data.class_names import given_class_names
 from pujax.data.embedded import embedded_path
 from pujax.data.reading import read_or_fail, training_images
 from pujax.data.sources import ImageSource
 from pujax.data.transforms import augment
+from pujax.errors import UserError
+from pujax.importers.network import TORCHVISION, import_network
 from pujax.inference import accuracy, resolve_dtype
 from pujax.job import Job
 from pujax.metrics import flops_per_image, num_params
 from pujax.networks import (
     Network,
+    Preprocessing,
     abstract_network,
     check_class_names,
     check_fits,
+    describes_itself,
     init_network,
     load_network,
     preprocessing_of,
-    read_class_names,
     save_network,
 )
 from pujax.sharding import is_main_process
@@ -36,16 +39,17 @@ from pujax.teacher_check import check_teacher
 from pujax.train import LossFn, fit
 
 RESULTS_VERSION = 2
+_FIELDS = dataclasses.fields(Preprocessing)
 
 
 def run(job: Job) -> dict[str, Any]:
     """Leave the teacher's network in the work directory; return the summary block."""
     config = job.config
-    teacher = given_teacher(config) or _train(job)
+    teacher = job.given_teacher or _train(job)
     if is_main_process():
         save_network(job.workdir.teacher, teacher)
     batch_size = config.run.inference_batch_size
-    doubts = doubts_about(teacher, job.sources["test"]) if config.teacher.weights else []
+    doubts = doubts_about(teacher, job.sources["test"]) if job.given_teacher else []
     return {
         **accuracy(teacher, job.sources["test"], mesh=job.mesh, batch_size=batch_size),
         "test_images": len(job.sources["test"]),
@@ -70,34 +74,70 @@ def weights_path(config: Config) -> epath.Path | None:
 
 
 def given_teacher(config: Config) -> Network | None:
-    """Read the teacher's weights file, where there is one.
+    """Read the teacher's weights file, where there is one: one that describes itself, or a PyTorch state dict.
 
     Raises:
-        UserError: it cannot be read, or is not of the job's classes, images and model.
+        UserError: it cannot be read, or is not of the network that teacher.model names.
     """
     path = weights_path(config)
     if path is None:
         return None
-    network = load_network(path, dtype=resolve_dtype(config.compute_dtype))
-    check_fits(network, str(path), model=config.teacher.model, data=config.data)
-    return dataclasses.replace(network, class_names=network.class_names or given_class_names(config.data))
+    dtype = resolve_dtype(config.compute_dtype)
+    if describes_itself(path):
+        return load_network(path, dtype=dtype)
+    if not config.teacher.model:
+        raise UserError(
+            f"{path} does not say what network it holds; name it, as in --config.teacher.model=resnet18, or convert "
+            "it by python -m pujax.import_torch"
+        )
+    said = preprocessing_of(config.data)
+    wanted = {field.name: getattr(said, field.name) or getattr(TORCHVISION, field.name) for field in _FIELDS}
+    return import_network(
+        path,
+        config.teacher.model,
+        num_classes=config.data.num_classes,
+        preprocessing=Preprocessing(**wanted),
+        dtype=dtype,
+    )
 
 
-def class_names(config: Config) -> tuple[str, ...] | None:
-    """Return the names of the classes in the order of the teacher's outputs, where they are known before it is trained.
+def settle(config: Config, given: Network | None) -> tuple[Config, Network | None]:
+    """Fill in what the options leave to the teacher, its classes and preprocessing, and check all the rest.
+
+    Args:
+        config: the job's options; what is 0 or empty in `data` is left open.
+        given: the teacher's network, where it is not trained here.
+
+    Returns:
+        (the options without anything open, the teacher with the names of its classes).
 
     Raises:
-        UserError: the options and the teacher's weights name different classes.
+        UserError: something is open and no teacher says it, or the teacher is not of the job's classes, images or
+            model, or is named other classes.
     """
-    given, path = given_class_names(config.data), weights_path(config)
-    own = read_class_names(path) if path is not None else None
-    check_class_names([("the teacher", own), ("data.class_names", given)])
-    return own or given
+    own = {} if given is None else {"num_classes": given.num_classes, **dataclasses.asdict(given.preprocessing)}
+    for field in _FIELDS:
+        if not getattr(config.data, field.name):
+            config = _fill(config, field.name, own)
+    if not config.data.num_classes:
+        config = _fill(config, "num_classes", own)
+    names = given_class_names(config.data)
+    if given is None:
+        return config, None
+    check_fits(given, config.teacher.weights, model=config.teacher.model, data=config.data)
+    check_class_names([("the teacher", given.class_names), ("data.class_names", names)])
+    return config, dataclasses.replace(given, class_names=given.class_names or names)
 
 
-def abstract_teacher(config: Config) -> Network:
+def _fill(config: Config, name: str, own: dict[str, Any]) -> Config:
+    if name not in own:
+        raise UserError(f"data.{name} is not set, and no weights are given that say it; give --config.data.{name}")
+    return with_options(config, {f"data.{name}": own[name]})
+
+
+def abstract_teacher(config: Config, given: Network | None) -> Network:
     """Return the teacher as given, or the one that is to be trained, without weights."""
-    return given_teacher(config) or _untrained(config, class_names=None)
+    return given or _untrained(config, class_names=given_class_names(config.data))
 
 
 def _untrained(config: Config, *, class_names: tuple[str, ...] | None) -> Network:

@@ -1,0 +1,86 @@
+"""Whether a converted network gives the logits of the one that it was made from: real images, no PyTorch.
+
+The converted file is read and run in a process of its own in which PyTorch cannot be imported, as a job will.
+"""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from etils import epath
+
+from pujax.errors import UserError
+
+BATCH_SIZES = (32, 7, 1)  # each image is in one of them
+NUM_IMAGES = sum(BATCH_SIZES)
+TOLERANCE = 1e-4  # of the largest logit
+
+_REPLAY = """
+import sys
+sys.modules["torch"] = None  # importing it fails
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from pujax.networks import load_network
+_, weights, images, logits, *sizes = sys.argv
+network = load_network(epath.Path(weights), dtype=jnp.dtype(jnp.float32))
+parts = np.split(np.load(images), np.cumsum([int(size) for size in sizes])[:-1])
+run = jax.jit(network.logits)
+np.save(logits, np.concatenate([run(network.variables, part) for part in parts]))
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Parity:
+    """How far the logits of two networks are apart."""
+
+    images: int
+    largest_difference: float
+    relative_difference: float  # to the largest logit
+    top1_agreement: float  # share of images put into the same class; classes within the tolerance are the same
+
+    def holds(self) -> bool:
+        """Whether the two are one network, to rounding."""
+        return self.relative_difference <= TOLERANCE and self.top1_agreement == 1  # false where it is not a number
+
+    def __str__(self) -> str:
+        return (
+            f"{self.images} images, batches of {', '.join(map(str, BATCH_SIZES))}: logits differ by at most "
+            f"{self.largest_difference:.2g}, {self.relative_difference:.2g} of the largest; "
+            f"top-1 agreement {100 * self.top1_agreement:.4g} %"
+        )
+
+
+def compare(expected: np.ndarray, logits: np.ndarray) -> Parity:
+    """Compare logits float32 [N, K] with those that are expected."""
+    difference, scale = np.abs(logits - expected).max(), np.abs(expected).max()
+    taken = np.take_along_axis(expected, logits.argmax(1)[:, None], 1)[:, 0]
+    agrees = taken >= expected.max(1) - 2 * TOLERANCE * scale
+    return Parity(len(expected), float(difference), float(difference / max(scale, 1e-30)), float(agrees.mean()))
+
+
+def logits_without_torch(path: epath.Path, images: np.ndarray) -> np.ndarray:
+    """Return the logits float32 [NUM_IMAGES, K] that a network's file gives where there is no PyTorch.
+
+    Args:
+        path: of the network.
+        images: uint8 [NUM_IMAGES, H, W, C].
+
+    Raises:
+        UserError: the file cannot be read or run.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        inputs, outputs = Path(folder) / "images.npy", Path(folder) / "logits.npy"
+        np.save(inputs, images)
+        command = [sys.executable, "-c", _REPLAY, str(path), str(inputs), str(outputs), *map(str, BATCH_SIZES)]
+        environment = os.environ | {"JAX_PLATFORMS": "cpu"}  # accelerators round sums to fewer digits
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            last = (done.stderr.splitlines() or ["no word on stderr"])[-1]
+            raise UserError(f"the converted network does not run: {last} (exit status {done.returncode})")
+        return np.load(outputs)
