@@ -96,7 +96,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 def _spell_out_sources(argv: list[str]) -> list[str]:
     """Replace `--config.data.pool=TEXT`, or `--config.data.pool TEXT`, by the fields that the text stands for."""
-    out, rest = [], iter(argv)
+    out, rest, seen = [], iter(argv), set()
     for argument in rest:
         match = re.fullmatch(rf"--?config\.data\.({'|'.join(pipeline.PARTS)})(=.*)?", argument, re.DOTALL)
         if not match:
@@ -105,6 +105,12 @@ def _spell_out_sources(argv: list[str]) -> list[str]:
         text = match[2][1:] if match[2] else next(rest, None)
         if text is None:
             raise UserError(f"{argument} needs a value; {argument}=PATH")
+        if match[1] in seen:  # a shell that expands braces would leave the last file of many
+            raise UserError(
+                f"--config.data.{match[1]} is given more than once; put a pattern in quotes, "
+                f"--config.data.{match[1]}='shards/{{000..999}}.tar'"
+            )
+        seen.add(match[1])
         source = parse_source(text) if text else SourceConfig()
         told = {"kind": source.kind, "path": source.path, "name": source.name, "split": source.split}
         out += [f"--config.data.{match[1]}.{name}={value}" for name, value in told.items()]

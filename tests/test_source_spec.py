@@ -155,6 +155,8 @@ def test_a_later_field_wins_and_other_options_stay():
     assert [option for option in argv if ".split=" in option][-1] == "--config.data.test.split=test"
     assert argv[-1] == "--config.seed=1"
     assert spelled("--config.data.full=")[-4:-2] == ["--config.data.full.kind=", "--config.data.full.path="]
+    with pytest.raises(UserError, match=r"--config.data.pool is given more than once; put a pattern in quotes"):
+        spelled("--config.data.pool=0.tar", "--config.data.pool=1.tar")
     with pytest.raises(UserError, match=r"--config.data.pool needs a value"):
         spelled("--config.data.pool")
 

@@ -53,7 +53,7 @@ def info(path: str) -> Info:
         try:
             status = os.stat(path)
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise UserError(f"there is nothing at {path!r}") from error
+            raise UserError(f"there is nothing at {path!r}; correct the path") from error
         return Info(path, os.path.isdir(path), status.st_size, status.st_mtime_ns)
     with _naming(path):
         store, inner = _store(path)
@@ -305,7 +305,7 @@ def _naming(url: str) -> Iterator[None]:
     except UserError:
         raise
     except FileNotFoundError as error:
-        raise UserError(f"there is nothing at {url}") from error
+        raise UserError(f"there is nothing at {url}; correct the address") from error
     except Exception as error:  # stores raise errors of their own libraries
         if isinstance(error, PermissionError):
             raise UserError(f"{url} may not be read: {error}; correct its permissions or the credentials") from error
