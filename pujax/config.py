@@ -206,7 +206,8 @@ class SelectConfig:
 class DistillConfig(TrainingConfig):
     """Robust knowledge distillation from the teacher into the student."""
 
-    model: str = ""  # see models.CLASSIFIERS
+    model: str = ""  # see models.CLASSIFIERS; `_x0.5` behind a name halves the widths of most
+    weights: str = ""  # a file to begin with, as for the teacher, with any number of classes; empty begins at random
     temperature: float = option(4.0, above=0)
     # "inverse_frequency" weighs by the teacher's class mass, as released
     class_weights: str = option("none", choices=("none", "inverse_frequency"))

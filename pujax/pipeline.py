@@ -230,6 +230,8 @@ def unit_inputs(job: Job, name: str) -> dict[str, Any]:
     inputs |= {f"contents of data.{part}": job.sources[part].fingerprint for part in used if part in job.sources}
     if not trains_teacher:
         inputs["contents of teacher.weights"] = _file_digest(teacher.weights_path(config))
+    if config.distill.weights and stage in ("distill", "baselines"):
+        inputs["contents of distill.weights"] = _file_digest(epath.Path(config.distill.weights))
     return inputs | {f"results version of {own}": _VERSIONS[own] for own in stages}
 
 
@@ -268,6 +270,7 @@ def check(job: Job, units: dict[str, Unit], stages: tuple[str, ...]) -> None:
             "use scorer.mode=frozen"
         )
     _check_model("distill.model", config.distill.model)
+    begin_with(config.distill, abstract_student(config.distill, abstract_teacher(config, given)))
     options = getattr(config.scorer, config.scorer.mode)
     check_divisible(options.batch_size, mesh, f"scorer.{config.scorer.mode}.batch_size")
     check_divisible(config.distill.batch_size, mesh, "distill.batch_size")

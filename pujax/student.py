@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from etils import epath
 from jax.sharding import Mesh
 
 from pujax.artifacts import Unit, load_array, save_array
@@ -16,6 +17,7 @@ from pujax.data.reading import training_images
 from pujax.data.sources import ImageSource
 from pujax.data.transforms import augment, fixed_views
 from pujax.errors import UserError
+from pujax.importers.network import import_network
 from pujax.inference import accuracy, map_images
 from pujax.job import Job
 from pujax.kd_losses import (
@@ -28,7 +30,7 @@ from pujax.kd_losses import (
     robust_kd_worst_case,
 )
 from pujax.metrics import MetricsLog, flops_per_image, num_params
-from pujax.networks import Network, abstract_network, init_network, save_network
+from pujax.networks import Network, abstract_network, describes_itself, init_network, load_network, save_network
 from pujax.progress import Progress
 from pujax.sharding import barrier, is_main_process, replicate
 from pujax.train import LossFn, fit
@@ -76,7 +78,7 @@ def train_student(
     _check_enough(distill, parts)
     images = training_images(unit.images, parts)
     rng = jax.random.key(seed)
-    student = init_network(abstract_student(distill, teacher), jax.random.fold_in(rng, 0))
+    student = begin_with(distill, init_network(abstract_student(distill, teacher), jax.random.fold_in(rng, 0)))
     variables = student.variables | {"params": student.variables["params"] | (extra.params if extra else {})}
     variables = fit(
         distill,
@@ -124,6 +126,31 @@ def abstract_student(distill: DistillConfig, teacher: Network) -> Network:
         preprocessing=teacher.preprocessing,
         dtype=teacher.dtype,
     )
+
+
+def begin_with(distill: DistillConfig, student: Network) -> Network:
+    """Return a fresh student with the weights of the file that it is to begin with, where one is given.
+
+    A last layer for another number of classes stays as it is.
+
+    Raises:
+        UserError: the file cannot be read, or is of another network.
+    """
+    if not distill.weights:
+        return student
+    path = epath.Path(distill.weights)
+    if describes_itself(path):
+        given = load_network(path, dtype=student.dtype)
+        if given.model != student.model:
+            raise UserError(f"{path} holds a {given.model}, but distill.model is {student.model}; correct one of them")
+    else:
+        given = import_network(
+            path, student.model, num_classes=0, preprocessing=student.preprocessing, dtype=student.dtype
+        )
+    params = dict(given.variables["params"])
+    if given.num_classes != student.num_classes:
+        params["linear"] = student.variables["params"]["linear"]
+    return student.with_variables({**given.variables, "params": params})
 
 
 def make_student(

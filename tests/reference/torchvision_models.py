@@ -16,7 +16,23 @@ def conv_bn(inside, outside, size=1, stride=1, groups=1, eps=1e-5, act=None):
     return nn.Sequential(conv, nn.BatchNorm2d(outside, eps), *([act()] if act else []))
 
 
+class BasicBlock(nn.Module):
+    expansion = 1
+
+    def __init__(self, inside, width, stride):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(inside, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
+        self.downsample = conv_bn(inside, width, 1, stride) if stride > 1 or inside != width else None
+
+    def forward(self, x):
+        y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        return torch.relu(y + (self.downsample(x) if self.downsample else x))
+
+
 class Bottleneck(nn.Module):
+    expansion = 4
+
     def __init__(self, inside, width, stride):
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(inside, width, 1, bias=False), nn.BatchNorm2d(width)
@@ -31,15 +47,15 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    def __init__(self, num_classes, sizes, width=64):
+    def __init__(self, num_classes, sizes, width=64, block=Bottleneck):
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(3, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width)
         inside = width
         for i, size in enumerate(sizes):
             blocks = []
             for j in range(size):
-                blocks.append(Bottleneck(inside, width * 2**i, 2 if i and not j else 1))
-                inside = 4 * width * 2**i
+                blocks.append(block(inside, width * 2**i, 2 if i and not j else 1))
+                inside = block.expansion * width * 2**i
             self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
         self.fc = nn.Linear(inside, num_classes)
 
