@@ -34,7 +34,7 @@ from pujax.inference import resolve_dtype
 from pujax.job import Job
 from pujax.lock import locked
 from pujax.metrics import MetricsLog
-from pujax.models import CLASSIFIERS
+from pujax.models import CLASSIFIERS, parse_name
 from pujax.networks import check_class_names
 from pujax.pu.heads import check_enough
 from pujax.sharding import barrier, check_divisible, is_main_process, make_mesh
@@ -259,9 +259,12 @@ def check(job: Job, units: dict[str, Unit], stages: tuple[str, ...]) -> None:
 
 
 def _check_model(field: str, model: str) -> None:
-    if model not in CLASSIFIERS:
-        what = f"is {model!r}" if model else "is not set"
-        raise UserError(f"{field} {what}; choose from {', '.join(CLASSIFIERS)}")
+    if not model:
+        raise UserError(f"{field} is not set; choose from {', '.join(CLASSIFIERS)}")
+    try:
+        parse_name(model)
+    except ValueError as error:
+        raise UserError(f"{field} is {model!r}: {error}") from error
 
 
 def refuse(unit: Unit, name: str) -> None:

@@ -20,9 +20,9 @@ def _bias_init(fan_in: int) -> Callable[..., jax.Array]:
 
 
 def conv(
-    features: int, size: int, *, stride: int = 1, padding: int = 0, groups: int = 1, dtype: jnp.dtype, name: str
+    features: int, size: int, *, stride: int = 1, padding: int | str = 0, groups: int = 1, dtype: jnp.dtype, name: str
 ) -> nn.Conv:
-    """Return a square convolution without bias and with explicit symmetric padding."""
+    """Return a square convolution without bias; padding is a number for all sides, or TensorFlow's "SAME"."""
     return nn.Conv(
         features,
         (size, size),
@@ -62,16 +62,78 @@ def cpu_conv(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **opti
         x: [B, H, W, C].
         kernel: [k, k, C / groups, features].
         strides: two numbers.
-        padding: ((before, after), (before, after)).
+        padding: ((before, after), (before, after)), or "SAME" or "VALID".
         **options: further arguments of `lax.conv_general_dilated`.
     """
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
     if options["feature_group_count"] > 1:
+        if kernel.shape[2] == 1 and kernel.shape[3] == x.shape[-1]:
+            return depthwise_conv(x, kernel, tuple(strides), tuple(padding))
         return lax.conv_general_dilated(x, kernel, strides, padding, **options)
     if tuple(strides) == (2, 2):
         return phase_conv(x, kernel, padding, **options)
     if tuple(strides) == (1, 1):
         return narrow_conv(x, kernel, tuple(padding))
     return lax.conv_general_dilated(x, kernel, strides, padding, **options)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))  # traced once for all blocks of one shape
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def depthwise_conv(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any) -> jax.Array:
+    """Convolve every channel with its own kernel: a sum of shifted images, each times one number a channel.
+
+    XLA:CPU takes 5 to 20 times as long for its own grouped convolution, with the gradients 4 to 9 times. The gradient
+    here is in closed form: another depthwise convolution, and k * k means of products.
+
+    Args:
+        x: [B, H, W, C].
+        kernel: [k, k, 1, C].
+        strides: two numbers.
+        padding: ((before, after), (before, after)).
+    """
+    terms = [
+        shifted.astype(jnp.promote_types(x.dtype, jnp.float32)) * _per_channel(weight[0], x)
+        for shifted, weight in zip(_shifted_images(x, kernel, strides, padding), kernel.reshape(-1, *kernel.shape[2:]))
+    ]
+    return sum(terms[1:], terms[0]).astype(x.dtype)
+
+
+def _shifted_images(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any) -> list[jax.Array]:
+    """Return, for every entry of the kernel, the pixels of x [B, H, W, C] that it meets, [B, H', W', C]."""
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    rows, columns = ((n - size) // stride * stride + 1 for n, size, stride in zip(x.shape[1:3], kernel.shape, strides))
+    return [
+        x[:, i : i + rows : strides[0], j : j + columns : strides[1]]
+        for i in range(kernel.shape[0])
+        for j in range(kernel.shape[1])
+    ]
+
+
+def _depthwise_forward(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any) -> tuple[jax.Array, Any]:
+    return depthwise_conv(x, kernel, strides, padding), (x, kernel)
+
+
+def _depthwise_backward(strides: Any, padding: Any, residuals: Any, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = residuals
+    count = gradient.size // gradient.shape[-1]
+    products = [
+        count * _channel_mean((shifted * gradient).astype(jnp.promote_types(x.dtype, jnp.float32)))
+        for shifted in _shifted_images(x, kernel, strides, padding)
+    ]
+    kernel_gradient = jnp.stack(products).reshape(kernel.shape).astype(kernel.dtype)
+    # Back to the pixels of x: zeros between the outputs where the stride is larger than one.
+    spread = []
+    for size, n, width, stride, (before, _) in zip(kernel.shape, x.shape[1:3], gradient.shape[1:3], strides, padding):
+        low = size - 1 - before
+        spread.append((low, n + size - 1 - low - ((width - 1) * stride + 1), stride - 1))
+    edges = (0, 0, 0)
+    gradient = lax.pad(gradient, jnp.zeros((), gradient.dtype), (edges, *spread, edges))
+    none = ((0, 0), (0, 0))
+    return depthwise_conv(gradient, jnp.flip(kernel, (0, 1)), (1, 1), none), kernel_gradient
+
+
+depthwise_conv.__wrapped__.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 def phase_conv(x: jax.Array, kernel: jax.Array, padding: Any, **options: Any) -> jax.Array:
@@ -145,13 +207,25 @@ def _narrow_backward(padding: Any, residuals: Any, gradient: jax.Array) -> tuple
 narrow_conv.defvjp(_narrow_forward, _narrow_backward)
 
 
-def biased_conv(features: int, size: int, in_features: int, *, dtype: jnp.dtype, name: str) -> nn.Conv:
-    """Return a square VALID convolution with bias."""
-    bias_init = _bias_init(size * size * in_features)
+def biased_conv(
+    features: int,
+    size: int,
+    in_features: int,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    groups: int = 1,
+    dtype: jnp.dtype,
+    name: str,
+) -> nn.Conv:
+    """Return a square convolution with bias, over `in_features` channels."""
+    bias_init = _bias_init(size * size * in_features // groups)
     return nn.Conv(
         features,
         (size, size),
-        padding=0,
+        stride,
+        padding,
+        feature_group_count=groups,
         kernel_init=KERNEL_INIT,
         bias_init=bias_init,
         conv_general_dilated=_convolution(),
@@ -164,6 +238,11 @@ def linear(features: int, in_features: int, *, dtype: jnp.dtype, name: str) -> n
     """Return a linear layer with bias."""
     bias_init = _bias_init(in_features)
     return nn.Dense(features, kernel_init=KERNEL_INIT, bias_init=bias_init, dtype=dtype, name=name)
+
+
+def layer_norm(dtype: jnp.dtype, name: str) -> nn.LayerNorm:
+    """Return a layer normalisation over the last axis, with the constants of the PyTorch vision networks."""
+    return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=dtype, name=name)
 
 
 class BatchNorm(nn.Module):
@@ -257,13 +336,27 @@ def max_pool(x: jax.Array) -> jax.Array:
     gradient is ten times as fast as that of `nn.max_pool` on a CPU.
     """
     height, width = (n // 2 for n in x.shape[1:3])
-    blocks = x[:, : 2 * height, : 2 * width].reshape(len(x), height, 2, width, 2, x.shape[-1])
+    blocks = x[:, : 2 * height, : 2 * width].reshape(x.shape[0], height, 2, width, 2, x.shape[-1])
     return jnp.max(blocks, axis=(2, 4))
 
 
 def global_mean(x: jax.Array) -> jax.Array:
     """Return the float32 spatial mean [B, C] of [B, H, W, C]."""
     return jnp.mean(x.astype(jnp.float32), axis=(1, 2))
+
+
+def make_divisible(channels: float) -> int:
+    """Return the multiple of eight next to a number of channels, never more than a tenth below it.
+
+    Reference: torchvision's rule for the MobileNets and EfficientNets, after TensorFlow's.
+    """
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels else rounded
+
+
+def scaled(channels: int, multiplier: float) -> int:
+    """Return the whole number of channels next to `channels * multiplier`, at least one."""
+    return max(1, int(channels * multiplier + 0.5))
 
 
 def require_size(x: jax.Array, smallest: int, model: str) -> None:

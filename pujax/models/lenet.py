@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pujax.models.layers import biased_conv, global_mean, linear, max_pool, require_size
+from pujax.models.layers import biased_conv, global_mean, linear, max_pool, require_size, scaled
 
 
 class LeNet(nn.Module):
@@ -12,19 +12,20 @@ class LeNet(nn.Module):
 
     num_classes: int
     widths: tuple[int, int, int, int] = (6, 16, 120, 84)
+    width_multiplier: float = 1.0
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         """Return (logits [B, K], features of the four layers), from images [B, H, W, C]."""
         require_size(x, 32, "LeNet")
-        features = []
-        for i, width in enumerate(self.widths[:3]):
+        widths, features = [scaled(width, self.width_multiplier) for width in self.widths], []
+        for i, width in enumerate(widths[:3]):
             x = nn.relu(biased_conv(width, 5, x.shape[-1], dtype=self.dtype, name=f"conv{i + 1}")(x))
             if i < 2:
                 x = max_pool(x)
             features.append(global_mean(x))
-        x = nn.relu(linear(self.widths[3], self.widths[2], dtype=self.dtype, name="fc1")(features[-1]))
+        x = nn.relu(linear(widths[3], widths[2], dtype=self.dtype, name="fc1")(features[-1]))
         features.append(x.astype(jnp.float32))
-        logits = linear(self.num_classes, self.widths[3], dtype=self.dtype, name="linear")(x)
+        logits = linear(self.num_classes, widths[3], dtype=self.dtype, name="linear")(x)
         return logits.astype(jnp.float32), tuple(features)

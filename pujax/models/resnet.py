@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pujax.models.layers import BatchNorm, conv, global_mean, linear, require_size
+from pujax.models.layers import BatchNorm, conv, global_mean, linear, require_size, scaled
 
 
 class BasicBlock(nn.Module):
@@ -61,24 +61,26 @@ class ResNet(nn.Module):
     width: int = 64  # of the first stage; doubles at every stage
     block: type[nn.Module] = BasicBlock
     imagenet_stem: bool = False
+    width_multiplier: float = 1.0
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         """Return (logits [B, K], features of the four stages), from images [B, H, W, C]."""
         require_size(x, 32 if self.imagenet_stem else 8, "ResNet")
+        width = scaled(self.width, self.width_multiplier)
         if self.imagenet_stem:
-            x = conv(self.width, 7, stride=2, padding=3, dtype=self.dtype, name="conv1")(x)
+            x = conv(width, 7, stride=2, padding=3, dtype=self.dtype, name="conv1")(x)
             x = nn.relu(BatchNorm(self.dtype, name="bn1")(x, train=train))
             x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         else:
-            x = conv(self.width, 3, padding=1, dtype=self.dtype, name="conv1")(x)
+            x = conv(width, 3, padding=1, dtype=self.dtype, name="conv1")(x)
             x = nn.relu(BatchNorm(self.dtype, name="bn1")(x, train=train))
         features = []
         for i, size in enumerate(self.stage_sizes):
             for j in range(size):
                 stride = 2 if i > 0 and j == 0 else 1
-                block = self.block(self.width * 2**i, stride, self.dtype, name=f"layer{i + 1}_{j}")
+                block = self.block(width * 2**i, stride, self.dtype, name=f"layer{i + 1}_{j}")
                 x = block(x, train=train)
             features.append(global_mean(x))
         in_features = features[-1].shape[-1]
