@@ -12,7 +12,7 @@ LAYERS = (
     {"config", "artifacts", "progress", "models", "kd_losses"},
     {"lock", "weights", "metrics", "optim", "sharding", "score_table", "selection", "checkpoint"},
     {"data"},
-    {"networks", "train"},
+    {"networks", "train", "importers"},
     {"inference"},
     {"pu", "student", "job", "near_duplicates"},
     {"stages"},
@@ -61,6 +61,10 @@ def test_imports_run_one_way():
 
 def test_no_stage_imports_another():
     assert not [pair for pair in own_imports() if all(module.startswith("stages.") for module in pair)]
+
+
+def test_a_network_knows_no_importer():
+    assert not [pair for pair in own_imports() if pair[0] == "networks" and pair[1].startswith("importers")]
 
 
 def test_there_is_no_circle():
