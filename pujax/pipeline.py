@@ -41,6 +41,7 @@ from pujax.networks import check_class_names
 from pujax.pu.heads import check_enough
 from pujax.sharding import barrier, check_divisible, is_main_process, make_mesh
 from pujax.stages import baselines, distill, score, scorer, select, teacher
+from pujax.student import abstract_student, begin_with
 
 STAGES = ("teacher", "scorer", "score", "select", "distill", "baselines")
 PARTS = ("full", "test", "labelled", "pool")
@@ -270,7 +271,8 @@ def check(job: Job, units: dict[str, Unit], stages: tuple[str, ...]) -> None:
             "use scorer.mode=frozen"
         )
     _check_model("distill.model", config.distill.model)
-    begin_with(config.distill, abstract_student(config.distill, abstract_teacher(config, given)))
+    if config.distill.weights:
+        begin_with(config.distill, abstract_student(config.distill, teacher.abstract_teacher(config, given)))
     options = getattr(config.scorer, config.scorer.mode)
     check_divisible(options.batch_size, mesh, f"scorer.{config.scorer.mode}.batch_size")
     check_divisible(config.distill.batch_size, mesh, "distill.batch_size")

@@ -1,19 +1,24 @@
 """Distillation with the teacher's logits computed once, against the teacher run on the same views."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from etils import epath
+from reference.torchvision_models import mobilenet_v2
 
 from pujax.artifacts import Workdir
 from pujax.config import DistillConfig
 from pujax.data.batches import make_batches
 from pujax.data.transforms import fixed_views
+from pujax.errors import UserError
 from pujax.kd_losses import kd_loss, kl_from_logits
-from pujax.networks import Preprocessing, abstract_network, init_network
+from pujax.networks import Preprocessing, abstract_network, init_network, save_network
 from pujax.sharding import make_mesh, replicate
-from pujax.student import ExtraTerm, cache_teacher_logits, make_distill_loss
+from pujax.student import ExtraTerm, begin_with, cache_teacher_logits, make_distill_loss
 
 DISTILL = DistillConfig(temperature=3.0, crop_padding=2, flip=True, cached_views=3)
 SEED = 5
@@ -106,3 +111,35 @@ def test_batches_keep_the_share_of_labelled_images():
     assert len(np.unique(chunk["index"][:, 6:])) == 90  # the mined images take turns
     alone = next(make_batches([40], 16, share=6, seed=2)(steps_per_call=1))  # nothing mined: all are labelled
     assert alone["index"].max() < 40
+
+
+# --- weights to begin with ---
+
+
+def test_a_student_begins_with_the_weights_of_a_file(networks, tmp_path):
+    _, fresh = networks
+    given = init_network(fresh, jax.random.key(7))
+    save_network(epath.Path(tmp_path / "given.safetensors"), given)
+    distill = DistillConfig(model="lenet5_half", weights=str(tmp_path / "given.safetensors"))
+    jax.tree.map(np.testing.assert_array_equal, begin_with(distill, fresh).variables, given.variables)
+    more = dataclasses.replace(fresh, num_classes=7)
+    more = init_network(more, jax.random.key(8))
+    begun = begin_with(distill, more).variables["params"]
+    np.testing.assert_array_equal(begun["conv1"]["kernel"], given.variables["params"]["conv1"]["kernel"])
+    np.testing.assert_array_equal(begun["linear"]["kernel"], more.variables["params"]["linear"]["kernel"])
+    assert begin_with(DistillConfig(model="lenet5_half"), fresh) is fresh
+    with pytest.raises(UserError, match=r"holds a lenet5_half, but distill.model is lenet5"):
+        begin_with(distill, networks[0])
+
+
+def test_a_student_begins_with_a_state_dict_of_other_classes(tmp_path):
+    torch.manual_seed(0)
+    theirs = mobilenet_v2(5, multiplier=0.25)
+    torch.save(theirs.state_dict(), tmp_path / "m.pth")
+    options = {"class_names": None, "dtype": jnp.dtype(jnp.float32), "preprocessing": Preprocessing(32, 3, (0,), (1,))}
+    fresh = init_network(abstract_network("mobilenet_v2_x0.25", num_classes=3, **options), jax.random.key(0))
+    begun = begin_with(DistillConfig(model="mobilenet_v2_x0.25", weights=str(tmp_path / "m.pth")), fresh)
+    kernel = theirs.state_dict()["features.0.0.weight"].numpy().transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(begun.variables["params"]["conv1"]["kernel"], kernel)
+    assert begun.variables["params"]["linear"]["kernel"].shape[-1] == 3
+    assert jax.tree.structure(begun.variables) == jax.tree.structure(fresh.variables)

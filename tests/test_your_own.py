@@ -42,7 +42,7 @@ def story(tmp_path_factory):
     torch.manual_seed(0)
     torch.set_num_threads(1)
     clothes, rng = load_embedded("test"), np.random.default_rng(0)
-    network = ResNet(10, (2, 2, 2, 2), width=8, block=BasicBlock)
+    network = ResNet(10, (2, 2, 2, 2), width=16, block=BasicBlock)
     optimizer = torch.optim.Adam(network.parameters(), 2e-3)
     images = np.pad(clothes["images"], ((0, 0), (2, 2), (2, 2)))[:, None].repeat(3, 1)
     for _ in range(120):
@@ -67,7 +67,7 @@ def story(tmp_path_factory):
 def command(story, workdir, *options):
     return [
         sys.executable, "-m", "pujax.launch", "--config", "configs/your_own.py", "--workdir", str(workdir),
-        f"--config.teacher.weights={story / 'resnet18.pth'}", "--config.teacher.model=resnet18_x0.125",
+        f"--config.teacher.weights={story / 'resnet18.pth'}", "--config.teacher.model=resnet18_x0.25",
         f"--config.data.labelled={story / 'labelled'}", f"--config.data.pool={story / 'heap.tar'}",
         f"--config.data.class_names={story / 'names.txt'}", *PIXELS, *options,
     ]  # fmt: skip
@@ -80,9 +80,10 @@ def execute(arguments):
     return subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
 
 
-def test_a_state_dict_a_few_folders_and_a_tar_give_a_student(story, tmp_path):
+@pytest.mark.parametrize("student", ["lenet5_half", pytest.param("mobilenet_v2_x0.5", marks=pytest.mark.slow)])
+def test_a_state_dict_a_few_folders_and_a_tar_give_a_student(story, tmp_path, student):
     short = ["--config.distill.num_steps=12", "--config.distill.batch_size=32", "--config.distill.warmup_steps=0"]
-    short += ["--config.distill.crop_padding=2", "--config.distill.model=mobilenet_v2_x0.25", "--config.baselines="]
+    short += ["--config.distill.crop_padding=2", f"--config.distill.model={student}", "--config.baselines="]
     done = execute(command(story, tmp_path / "run", *short))
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -99,7 +100,7 @@ def test_a_state_dict_a_few_folders_and_a_tar_give_a_student(story, tmp_path):
     ("options", "message"),
     [
         (["--config.teacher.model="], "resnet18.pth does not say what network it holds; name it, as in"),
-        (["--config.teacher.model=resnet34_x0.125"], "does not fit resnet34_x0.125: "),
+        (["--config.teacher.model=resnet34_x0.25"], "does not fit resnet34_x0.25: "),
         (["--config.teacher.model=resnet18_x0.5"], "has shape"),
         (["--config.teacher.model=resnet19"], "did you mean 'resnet18'?"),
         (["--config.data.num_classes=7"], "fc.weight has 10 rows, data.num_classes is 7"),
