@@ -242,10 +242,18 @@ def test_parity_measures_differences_and_forgives_ties():
     assert not parity.compare(expected, expected * np.nan).holds()
 
 
-def test_a_network_whose_logits_differ_is_not_written(monkeypatch, tmp_path):
+def test_a_network_whose_logits_differ_is_not_written(cnn, monkeypatch, tmp_path):
     monkeypatch.setattr(import_torch, "logits_without_torch", lambda path, images: np.ones((40, 10), np.float32))
+    converted = convert.Converted(load_network(cnn[0], dtype=FLOAT32), ())
+    options = import_torch.make_parser().parse_args(["--network=a:b", "--out=t.safetensors"])
     with pytest.raises(UserError, match=r"is not PyTorch's, to 0.0001, and was not written: 40 images.* agreement"):
-        import_torch.main([f"--network={OWN}:small_cnn", *SEEN, f"--out={tmp_path}/t.safetensors"])
+        import_torch.write(
+            epath.Path(tmp_path / "t.safetensors"),
+            converted,
+            np.eye(40, 10, dtype=np.float32),
+            uint8_images(40),
+            options,
+        )
     assert not list(tmp_path.iterdir())
 
 
