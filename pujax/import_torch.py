@@ -15,8 +15,7 @@ from pujax.data.decode import EXTENSIONS, fit_arrays, try_decode
 from pujax.data.embedded import load_embedded
 from pujax.errors import UserError
 from pujax.importers.convert import Converted, convert
-from pujax.importers.features import first_tensor
-from pujax.importers.parity import NUM_IMAGES, TOLERANCE, Parity, compare, logits_without_torch
+from pujax.importers.parity import NUM_IMAGES, TOLERANCE, Parity, compare, logits_without_torch, torch_logits
 from pujax.importers.torch_module import load_into, make_module, require
 from pujax.metrics import num_params
 from pujax.networks import Preprocessing, save_network
@@ -103,7 +102,7 @@ def main(argv: Sequence[str]) -> None:
         module, preprocessing, num_classes=options.num_classes, class_names=class_names, features=features
     )
     print(_describe(options.network, converted), flush=True)
-    parity = write(epath.Path(options.out), converted, _torch_logits(module, preprocessing, images), images, options)
+    parity = write(epath.Path(options.out), converted, torch_logits(module, preprocessing, images), images, options)
     print(f"parity with PyTorch: {parity}\n{options.out}")
 
 
@@ -170,16 +169,6 @@ def _sample_images(folder: str | None, preprocessing: Preprocessing) -> np.ndarr
             raise UserError(f"--images: {path} does not decode ({reason}); repair or remove it")
         images.append(image)
     return np.resize(np.stack(images), (NUM_IMAGES, size, size, channels))
-
-
-def _torch_logits(module: Any, preprocessing: Preprocessing, images: np.ndarray) -> np.ndarray:
-    """Return PyTorch's logits, float32 [N, K], of uint8 images [N, H, W, C]."""
-    import torch
-
-    mean, std = (np.asarray(values, np.float32) for values in (preprocessing.mean, preprocessing.std))
-    prepared = (images.astype(np.float32) / 255 - mean) / std
-    with torch.no_grad():
-        return first_tensor(module(torch.from_numpy(prepared.transpose(0, 3, 1, 2).copy()))).numpy()
 
 
 def _describe(name: str, converted: Converted) -> str:

@@ -118,6 +118,7 @@ def test_a_copy_of_the_file_holds_the_same_network(cnn, tmp_path):
     np.testing.assert_array_equal(*(own.logits(own.variables, images) for own in (network, again)))
 
 
+@pytest.mark.slow
 def test_a_network_of_tokens(tmp_path, capsys):
     path = epath.Path(tmp_path / "teacher.safetensors")
     import_torch.main([f"--network={OWN}:small_transformer", *SEEN, f"--out={path}"])
@@ -201,7 +202,8 @@ def chosen(*results, size=64):
 
 def test_a_stage_is_the_last_result_of_each_resolution():
     names = chosen(("stem", (8, 64, 64), None), ("a.0", (8, 32, 32), None), ("a", (8, 32, 32), None),
-                   ("squeeze", (8, 1, 1), None), ("b", (16, 16, 16), None), ("flat", (16,), None))  # fmt: skip
+                   ("squeeze", (8, 1, 1), None), ("b.wide", (48, 32, 32), None),
+                   ("b", (16, 16, 16), None), ("flat", (16,), None))  # fmt: skip
     assert names == ["a", "b"]
     assert chosen(("a", (8, 64, 64), None), ("b", (8, 64, 64), None)) == ["b"]  # where nothing is smaller
     deep = [(str(n), (4, 256 >> n, 256 >> n), None) for n in range(8)]
@@ -240,10 +242,18 @@ def test_parity_measures_differences_and_forgives_ties():
     assert not parity.compare(expected, expected * np.nan).holds()
 
 
-def test_a_network_whose_logits_differ_is_not_written(monkeypatch, tmp_path):
+def test_a_network_whose_logits_differ_is_not_written(cnn, monkeypatch, tmp_path):
     monkeypatch.setattr(import_torch, "logits_without_torch", lambda path, images: np.ones((40, 10), np.float32))
+    converted = convert.Converted(load_network(cnn[0], dtype=FLOAT32), ())
+    options = import_torch.make_parser().parse_args(["--network=a:b", "--out=t.safetensors"])
     with pytest.raises(UserError, match=r"is not PyTorch's, to 0.0001, and was not written: 40 images.* agreement"):
-        import_torch.main([f"--network={OWN}:small_cnn", *SEEN, f"--out={tmp_path}/t.safetensors"])
+        import_torch.write(
+            epath.Path(tmp_path / "t.safetensors"),
+            converted,
+            np.eye(40, 10, dtype=np.float32),
+            uint8_images(40),
+            options,
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -403,6 +413,6 @@ def test_networks_of_timm(name):
     seen = Preprocessing(224, 3, (0.5,), (0.5,))
     network = convert.convert(module, seen).network
     images = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3), np.uint8)
-    expected = import_torch._torch_logits(module, seen, images)
+    expected = parity.torch_logits(module, seen, images)
     logits = jax.jit(network.logits)(network.variables, images)
     assert np.abs(logits - expected).max() < 1e-4 * np.abs(expected).max()

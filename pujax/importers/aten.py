@@ -1,4 +1,4 @@
-"""A PyTorch program, `torch.export.ExportedProgram` in core ATen operations, evaluated in JAX."""
+"""A PyTorch program, a functional `torch.export.ExportedProgram` of ATen operations, evaluated in JAX."""
 
 from collections.abc import Callable
 from typing import Any
@@ -63,7 +63,7 @@ def evaluate(program: Any, places: dict[str, tuple[str, str]], variables: Any, *
     """Run a program.
 
     Args:
-        program: a `torch.export.ExportedProgram`, decomposed.
+        program: a `torch.export.ExportedProgram` after `run_decompositions`.
         places: as from `tensors_of`.
         variables: the tensors, arrays by collection and name.
         *inputs: of the module; their first axis may be of symbolic size.

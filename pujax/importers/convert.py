@@ -15,6 +15,7 @@ import numpy as np
 
 from pujax.errors import UserError
 from pujax.importers.aten import check_known, evaluate, tensors_of
+from pujax.importers.aten_operations import operation
 from pujax.importers.features import choose_features, first_tensor, named_features, run_and_watch, with_features
 from pujax.metrics import flops_per_image
 from pujax.models.exported import EXPORTED, Graph
@@ -128,7 +129,7 @@ def _count_classes(output: Any, num_classes: int | None, class_names: tuple[str,
 
 
 def _trace(module: Any, images: Any) -> Any:
-    """Return the program of a module, with a batch of any size, in the operations that are known."""
+    """Return the program of a module, with a batch of any size; what is not known is taken apart as far as it goes."""
     import torch
 
     try:
@@ -136,9 +137,10 @@ def _trace(module: Any, images: Any) -> Any:
             program = torch.export.export(
                 module, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False
             )
-            kept = torch.export.default_decompositions()
-            kept.pop(torch.ops.aten.scaled_dot_product_attention.default)  # one operation says more than fifteen
-            return program.run_decompositions(kept)
+            decompositions = torch.export.default_decompositions()
+            for known in [name for name in decompositions if operation(str(name))]:
+                decompositions.pop(known)  # attention, say, is shorter and faster whole
+            return program.run_decompositions(decompositions)
     except Exception as error:  # of many kinds
         remedy = ""
         if "Constraints violated (batch)" in str(error):

@@ -80,8 +80,8 @@ def choose_features(results: Sequence[Result], *, batch_size: int, image_size: i
         image_size: height and width of the images.
 
     Returns:
-        For a convolutional network, for each resolution of at most half the image the last result that has it, at most
-        five; for a network of tokens four of its blocks, evenly spaced, with the last.
+        For a convolutional network, for each resolution of at most half the image the last result that has it, of the
+        outermost submodules, at most five; for a network of tokens four of its blocks, evenly spaced, with the last.
 
     Raises:
         UserError: there is neither.
@@ -121,11 +121,12 @@ def spatial_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _stages(maps: list[Result], image_size: int) -> list[Result]:
     small = [result for result in maps if max(_resolution(result.shape)) <= image_size / 2]
-    by_resolution: dict[tuple[int, int], Result] = {}
+    best: dict[tuple[int, int], Result] = {}
     for result in small or maps:
-        by_resolution.pop(_resolution(result.shape), None)
-        by_resolution[_resolution(result.shape)] = result
-    return list(by_resolution.values())[-_MOST:]
+        kept = best.get(_resolution(result.shape), result)
+        if result.name.count(".") <= kept.name.count("."):  # deeper inside, it is where the next stage begins
+            best[_resolution(result.shape)] = result
+    return sorted(best.values(), key=maps.index)[-_MOST:]
 
 
 def _blocks(tokens: list[Result]) -> list[Result]:

@@ -9,11 +9,14 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from etils import epath
 
 from pujax.errors import UserError
+from pujax.importers.features import first_tensor
+from pujax.networks import Preprocessing
 
 BATCH_SIZES = (32, 7, 1)  # each image is in one of them
 NUM_IMAGES = sum(BATCH_SIZES)
@@ -62,6 +65,16 @@ def compare(expected: np.ndarray, logits: np.ndarray) -> Parity:
     taken = np.take_along_axis(expected, logits.argmax(1)[:, None], 1)[:, 0]
     agrees = taken >= expected.max(1) - 2 * TOLERANCE * scale
     return Parity(len(expected), float(difference), float(difference / max(scale, 1e-30)), float(agrees.mean()))
+
+
+def torch_logits(module: Any, preprocessing: Preprocessing, images: np.ndarray) -> np.ndarray:
+    """Return PyTorch's logits, float32 [N, K], of uint8 images [N, H, W, C]."""
+    import torch
+
+    mean, std = (np.asarray(values, np.float32) for values in (preprocessing.mean, preprocessing.std))
+    prepared = (images.astype(np.float32) / 255 - mean) / std
+    with torch.no_grad():
+        return first_tensor(module(torch.from_numpy(prepared.transpose(0, 3, 1, 2).copy()))).numpy()
 
 
 def logits_without_torch(path: epath.Path, images: np.ndarray) -> np.ndarray:
