@@ -95,7 +95,7 @@ def test_there_is_no_circle():
         ("tensorflow_datasets", ("data.sources.tfds",)),
         ("array_record", ("data.sources.array_record",)),
         ("fsspec", ("data.storage",)),
-        ("pickle", ("data.decoders", "data.sources.plain_pickle", "importers.pickles", "importers.torch_module")),
+        ("pickle", ("data.decoders", "data.sources.plain_pickle", "importers.pickles")),
         ("absl", ("launch",)),
         ("safetensors", ("weights",)),
         ("torch", ("importers.", "import_torch")),

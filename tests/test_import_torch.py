@@ -178,7 +178,7 @@ def test_what_cannot_be_done_with_a_graph_is_refused(nameless, tmp_path):
         create_classifier("exported", 10)
     config = job(nameless)
     config.distill.model = "exported"
-    with pytest.raises(UserError, match=r"distill.model is 'exported'; choose from"):
+    with pytest.raises(UserError, match=r"distill.model is 'exported': there is no model"):
         pipeline.run(resolve(config), epath.Path(tmp_path / "run"), pipeline.STAGES)
 
 
@@ -244,17 +244,42 @@ def test_parity_measures_differences_and_forgives_ties():
 
 def test_a_network_whose_logits_differ_is_not_written(cnn, monkeypatch, tmp_path):
     monkeypatch.setattr(import_torch, "logits_without_torch", lambda path, images: np.ones((40, 10), np.float32))
-    converted = convert.Converted(load_network(cnn[0], dtype=FLOAT32), ())
+    network = load_network(cnn[0], dtype=FLOAT32)
     options = import_torch.make_parser().parse_args(["--network=a:b", "--out=t.safetensors"])
     with pytest.raises(UserError, match=r"is not PyTorch's, to 0.0001, and was not written: 40 images.* agreement"):
         import_torch.write(
             epath.Path(tmp_path / "t.safetensors"),
-            converted,
+            network,
+            (),
             np.eye(40, 10, dtype=np.float32),
             uint8_images(40),
             options,
         )
     assert not list(tmp_path.iterdir())
+
+
+def test_weights_become_a_network_of_our_own_that_is_compared(tmp_path, capsys, monkeypatch):
+    torch.save(torch_teachers.narrow_resnet().state_dict(), tmp_path / "w.pth")
+    options = ["--model=resnet18_x0.125", f"--weights={tmp_path}/w.pth", "--image_size=32", "--mean=0.3", "--crop=0.9"]
+    compared = [*options, f"--network={OWN}:narrow_resnet", f"--write_golden={tmp_path}/g.npz"]
+    import_torch.main([*compared, f"--out={tmp_path}/a.safetensors"])
+    assert "40 images, batches of 32, 7, 1: logits differ by at most" in capsys.readouterr().out
+    network = load_network(epath.Path(tmp_path / "a.safetensors"), dtype=FLOAT32)
+    assert network.model == "resnet18_x0.125" and network.num_classes == 10 and network.preprocessing.crop == 0.9
+    golden = dict(np.load(tmp_path / "g.npz"))
+    monkeypatch.setattr(import_torch, "logits_without_torch", lambda path, images: golden["logits"])  # as was measured
+    import_torch.main([*options, f"--golden={tmp_path}/g.npz", f"--out={tmp_path}/b.safetensors"])
+    assert "top-1 agreement 100 %" in capsys.readouterr().out
+    np.savez(tmp_path / "wrong.npz", images=golden["images"], logits=golden["logits"] + 0.1)
+    with pytest.raises(UserError, match=r"is not PyTorch's, to 0.0001, and was not written"):
+        import_torch.main([*options, f"--golden={tmp_path}/wrong.npz", f"--out={tmp_path}/c.safetensors"])
+    assert not (tmp_path / "c.safetensors").exists()
+    with pytest.raises(UserError, match=r"the network wants uint8 \[N, 64, 64, 3\] and as many logits"):
+        import_torch.main(
+            [*options, "--image_size=64", f"--golden={tmp_path}/g.npz", f"--out={tmp_path}/c.safetensors"]
+        )
+    import_torch.main([*options, f"--out={tmp_path}/d.safetensors"])
+    assert "not measured; give --network or --golden" in capsys.readouterr().out
 
 
 # --- mistakes -------------------------------------------------------------------------------------------------
@@ -283,7 +308,12 @@ def of(name):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "the following arguments are required: --network; see --help"),
+        ([], "give --network, or --model and --weights; see --help"),
+        (["--model=resnet18"], "give --network, or --model and --weights; see --help"),
+        (["--model=resnet19", "--weights=none.pth"], "no weights file at none.pth"),
+        ([of("small_cnn"), "--golden=g.npz"], "--golden is for --model without --network"),
+        (["--model=resnet18", "--weights=w.pth", "--golden=none.npz"], "--golden none.npz is no .npz with images and"),
+        ([of("small_cnn"), "--crop=0"], "--crop: invalid share above 0 value: '0'"),
         ([of("small_cnn"), "--image_sise=3"], "unrecognized arguments: --image_sise=3"),
         ([of("small_cnn"), "--image_size=0"], "--image_size: invalid positive whole number value: '0'"),
         ([of("small_cnn"), "--mean=a"], "--mean: invalid list of numbers value: 'a'"),
@@ -319,7 +349,7 @@ def test_a_name_that_is_no_weights_file_is_refused(call):
 
 
 def wrong_names(path):
-    torch.save({f"net.{name}": value for name, value in cnn_state().items()}, path)
+    torch.save({f"trunk.{name}": value for name, value in cnn_state().items()}, path)
 
 
 def wrong_shapes(path):
@@ -338,10 +368,10 @@ def no_tensors(path):
     ("write", "message"),
     [
         (wrong_names, "does not fit the network; not in the file: stem.0.weight, stem.1.weight, stem.1.bias, ...; "
-         "not in the network: net.stem.0.weight"),
+         "not in the network: trunk.stem.0.weight"),
         (wrong_shapes, "head.weight has shape [7, 16], the network needs [10, 16]"),
-        (whole_module, "holds more than tensors, and anything else could run code; save the network's state_dict()"),
-        (no_tensors, "holds no state dict"),
+        (whole_module, "holds an object of reference.torch_teachers.SmallCNN, which is not executed; save it"),
+        (no_tensors, "holds no tensors; save it with torch.save("),
         (lambda path: path.write_bytes(b"\xff" * 99), "w.pth"),
     ],
     ids=["names", "shapes", "a module", "no tensors", "damaged"],

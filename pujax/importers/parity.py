@@ -68,13 +68,20 @@ def compare(expected: np.ndarray, logits: np.ndarray) -> Parity:
 
 
 def torch_logits(module: Any, preprocessing: Preprocessing, images: np.ndarray) -> np.ndarray:
-    """Return PyTorch's logits, float32 [N, K], of uint8 images [N, H, W, C]."""
+    """Return PyTorch's logits, float32 [N, K], of uint8 images [N, H, W, C].
+
+    Raises:
+        UserError: the network does not take such images.
+    """
     import torch
 
     mean, std = (np.asarray(values, np.float32) for values in (preprocessing.mean, preprocessing.std))
     prepared = (images.astype(np.float32) / 255 - mean) / std
-    with torch.no_grad():
-        return first_tensor(module(torch.from_numpy(prepared.transpose(0, 3, 1, 2).copy()))).numpy()
+    try:
+        with torch.no_grad():
+            return first_tensor(module(torch.from_numpy(prepared.transpose(0, 3, 1, 2).copy()))).numpy()
+    except Exception as error:  # of any kind
+        raise UserError(f"PyTorch's network does not run on images {images.shape[1:]}: {error}") from error
 
 
 def logits_without_torch(path: epath.Path, images: np.ndarray) -> np.ndarray:

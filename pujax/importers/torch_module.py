@@ -3,17 +3,13 @@
 import difflib
 import importlib
 import inspect
-import pickle
 from typing import Any
 
 import numpy as np
 from etils import epath
 
 from pujax.errors import UserError
-from pujax.weights import load_tensors
-
-_PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
-_NESTS = ("state_dict", "model_state_dict", "model", "net", "weights")  # where training scripts put a state dict
+from pujax.importers.state_dict import read_state_dict
 
 
 def require(library: str, remedy: str) -> Any:
@@ -96,7 +92,7 @@ def load_into(module: Any, path: epath.Path) -> None:
     """
     import torch
 
-    state = {name: torch.as_tensor(value) for name, value in _read_state(path).items()}
+    state = {name: torch.from_numpy(np.array(value)) for name, value in read_state_dict(path).items()}
     own = module.state_dict()
     for name in [name for name in own if name.endswith("num_batches_tracked")]:
         state.setdefault(name, own[name])  # a counter of training steps, which older files do not have
@@ -117,44 +113,3 @@ def load_into(module: Any, path: epath.Path) -> None:
                 f"{path}: {name} has shape {list(state[name].shape)}, the network needs {list(tensor.shape)}"
             )
     module.load_state_dict(state)
-
-
-def _read_state(path: epath.Path) -> dict[str, Any]:
-    """Return the tensors of a weights file by the names that the network gives them."""
-    if str(path).endswith(".safetensors"):
-        state = {
-            name: value if value.dtype.kind in "biu" else value.astype(np.float32)
-            for name, value in load_tensors(path).items()
-        }
-    else:
-        state = _unnested(_torch_load(path), path)
-    for prefix in _PREFIXES * 2:  # in either order
-        if state and all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return state
-
-
-def _torch_load(path: epath.Path) -> Any:
-    import torch
-
-    try:
-        with path.open("rb") as file:
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"no weights file at {path}") from error
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} holds more than tensors, and anything else could run code; save the network's state_dict() alone"
-        ) from error
-    except Exception as error:  # zip files, archives, old formats: each with errors of its own
-        raise UserError(f"{path} is not a state dict that torch.load reads: {type(error).__name__}: {error}") from error
-
-
-def _unnested(content: Any, path: epath.Path) -> dict[str, Any]:
-    import torch
-
-    while isinstance(content, dict) and content and not all(isinstance(v, torch.Tensor) for v in content.values()):
-        content = next((content[name] for name in _NESTS if isinstance(content.get(name), dict)), None)
-    if not isinstance(content, dict) or not content:
-        raise UserError(f"{path} holds no state dict; save the network's state_dict() alone")
-    return content

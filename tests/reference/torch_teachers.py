@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from .torchvision_models import BasicBlock, ResNet, randomize
+
 
 class SmallCNN(nn.Module):
     """Three resolutions; depthwise and strided convolutions, squeeze and excitation, ceil-mode pooling."""
@@ -118,3 +120,8 @@ def maker_that_fails():
 
 def no_module():
     return 3
+
+
+def narrow_resnet(num_classes=10):
+    torch.manual_seed(0)
+    return randomize(ResNet(num_classes, (2, 2, 2, 2), width=8, block=BasicBlock))
