@@ -1,12 +1,15 @@
 """The whole job on the embedded images, small: stages, skipping, killing, device counts, and what it refuses."""
 
+import io
 import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import fsspec
@@ -232,8 +235,42 @@ def write_pool_folder(root, num_images=200):
     (root / "0007.png").write_bytes((root / "0007.png").read_bytes()[:60])
 
 
+def broken_files():
+    """One file of every kind of damage that a crawl brings, by name."""
+
+    def encoded(kind, **options):
+        buffer = io.BytesIO()
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(buffer, kind, **options)
+        return buffer.getvalue()
+
+    jpeg, png = encoded("JPEG"), encoded("PNG")
+    floats = io.BytesIO()
+    Image.fromarray(np.ones((8, 8), np.float32)).save(floats, "TIFF")
+    bomb = bytearray(png)
+    bomb[16:24] = struct.pack(">II", 60_000, 60_000)
+    bomb[29:33] = struct.pack(">I", zlib.crc32(bytes(bomb[12:29])))
+    flipped = bytearray(png)
+    flipped[len(png) // 2] ^= 0x55
+    return {
+        "cut.jpg": jpeg[: len(jpeg) // 2],
+        "short.jpg": jpeg[:-2],
+        "zeros.jpg": jpeg[: len(jpeg) // 2] + bytes(len(jpeg) // 2),
+        "cut.png": png[: len(png) // 2],
+        "flipped.png": bytes(flipped),
+        "bomb.png": bytes(bomb),
+        "cut.gif": encoded("GIF")[:200],
+        "cut.webp": encoded("WEBP", lossless=True)[:300],
+        "floats.tif": floats.getvalue(),
+        "page.jpg": b"<html><body>404</body></html>",
+        "empty.jpg": b"",
+        "noise.bmp": np.random.default_rng(1).bytes(500),
+    }
+
+
 def test_pool_images_that_do_not_decode_are_counted_and_listed_or_stop_the_run(tmp_path):
-    write_pool_folder(tmp_path / "pool")
+    write_pool_folder(tmp_path / "pool", 228)
+    for name, content in broken_files().items():
+        (tmp_path / "pool" / name).write_bytes(content)
 
     def change(config):
         config.data.pool = SourceConfig(kind="folder", path=str(tmp_path / "pool"))
@@ -241,17 +278,20 @@ def test_pool_images_that_do_not_decode_are_counted_and_listed_or_stop_the_run(t
 
     def strict(config):
         change(config)
-        config.score.max_unreadable = 0.001
+        config.score.max_unreadable = 0.05
 
     with pytest.raises(
-        UserError, match=r"1 of 200 .* the first is 0007.png .*scorer/unreadable.parquet.*max_unreadable"
+        UserError, match=r"13 of 240 .* the first is 0007.png .*scorer/unreadable.parquet.*max_unreadable"
     ):
         in_process(tmp_path, strict)
-    mining = in_process(tmp_path, change)["mining"]  # the option may change: it is no input of any number
-    assert (mining["pool_images"], mining["scored"], mining["unreadable"], mining["selected"]) == (200, 199, 1, 199)
+    summary = in_process(tmp_path, change)  # the option may change: it is no input of any number
+    mining = summary["mining"]
+    assert (mining["pool_images"], mining["scored"], mining["unreadable"], mining["selected"]) == (240, 227, 13, 227)
     for stage in ("scorer", "score"):
         listed = pq.read_table(tmp_path / "run" / stage / "unreadable.parquet")
-        assert listed["key"].to_pylist() == ["0007.png"] and listed["reason"][0].as_py()
+        assert sorted(listed["key"].to_pylist()) == sorted(["0007.png", *broken_files()])
+        assert all(listed["reason"].to_pylist())
+    assert summary["student"]["train_images"] == 327
 
 
 def test_a_teacher_is_trained_from_labels_and_every_baseline_gets_its_images(tmp_path):
