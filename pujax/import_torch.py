@@ -12,6 +12,7 @@ import numpy as np
 from etils import epath
 
 from pujax.artifacts import replacing
+from pujax.data.class_names import read_names
 from pujax.data.decode import EXTENSIONS, fit_arrays, try_decode
 from pujax.data.embedded import load_embedded
 from pujax.errors import UserError
@@ -120,7 +121,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("give --network, or --model and --weights; see --help")
     if options.golden and not (options.model and not options.network):
         raise UserError("--golden is for --model without --network, which would give the logits itself; leave it out")
-    class_names = _read_names(options.class_names)
+    class_names = read_names(options.class_names, "--class_names") if options.class_names else None
     images, expected = _sample_images(options.images, preprocessing), None
     if options.golden:
         images, expected = _read_golden(options.golden, preprocessing)
@@ -218,15 +219,6 @@ def _preprocessing(options: argparse.Namespace) -> Preprocessing:
     return Preprocessing(
         options.image_size, options.channels, options.mean, options.std, options.crop, options.interpolation
     )
-
-
-def _read_names(path: str | None) -> tuple[str, ...] | None:
-    if path is None:
-        return None
-    try:
-        return tuple(epath.Path(path).read_text().splitlines())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--class_names {path}: {error}") from error
 
 
 def _sample_images(folder: str | None, preprocessing: Preprocessing) -> np.ndarray:

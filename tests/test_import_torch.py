@@ -326,7 +326,10 @@ def of(name):
         ([of("no_module")], "returns a int, not a torch.nn.Module"),
         ([of("small_cnn"), "--weights=none.pth"], "no weights file at none.pth"),
         ([of("small_cnn"), "--weights=none.safetensors"], "no weights file at none.safetensors"),
-        ([of("small_cnn"), "--class_names=none.txt"], "--class_names none.txt: "),
+        (
+            [of("small_cnn"), "--class_names=none.txt"],
+            "--class_names is 'none.txt', which is no text file that can be read",
+        ),
         ([of("small_cnn"), "--images=none"], "--images: there is no image in none"),
         ([of("small_transformer")], "the network fails on images [2, 3, 224, 224]: RuntimeError: Given groups=1"),
         ([of("small_transformer"), *SEEN, "--num_classes=12"], "returns 10 logits, but --num_classes is 12"),

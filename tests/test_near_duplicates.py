@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pujax.data.decode import ImageSpec
 from pujax.data.embedded import load_embedded
 from pujax.data.sources.array import ArraySource
 from pujax.near_duplicates import find_copies, thumbnails
@@ -13,7 +14,8 @@ from pujax.near_duplicates import find_copies, thumbnails
 
 def source(images):
     images = np.asarray(images, np.uint8)
-    return ArraySource(images, np.arange(len(images)), images.shape[1], images.shape[-1], None, None, None, "")
+    spec = ImageSpec(images.shape[1], images.shape[-1])
+    return ArraySource(images, np.arange(len(images)), spec, None, None, None, "")
 
 
 def photographs(count, seed=0):

@@ -1,6 +1,6 @@
 """The names of the classes, in the order of a network's outputs."""
 
-from pathlib import Path
+from etils import epath
 
 from pujax.config import DataConfig
 from pujax.errors import UserError
@@ -14,14 +14,7 @@ def given_class_names(data: DataConfig) -> tuple[str, ...] | None:
     """
     names = data.class_names
     if len(names) == 1 and data.num_classes > 1:
-        try:
-            lines = Path(names[0]).read_text("utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"data.class_names is {names[0]!r}, which is no text file that can be read ({type(error).__name__}); "
-                "give one with a name a line, or the names as a,b,c"
-            ) from error
-        names = tuple(line.strip() for line in lines if line.strip())
+        names = read_names(names[0], "data.class_names")
     if not names:
         return None
     if len(names) != data.num_classes:
@@ -33,3 +26,19 @@ def given_class_names(data: DataConfig) -> tuple[str, ...] | None:
     if twice is not None:
         raise UserError(f"data.class_names gives {twice!r} twice; every class needs a name of its own")
     return names
+
+
+def read_names(path: str, option: str) -> tuple[str, ...]:
+    """Return the names in a text file, one a line.
+
+    Raises:
+        UserError: it cannot be read; the message names the option.
+    """
+    try:
+        lines = epath.Path(path).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{option} is {path!r}, which is no text file that can be read ({type(error).__name__}); give one with a "
+            "name a line"
+        ) from error
+    return tuple(line.strip() for line in lines if line.strip())
