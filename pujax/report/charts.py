@@ -85,7 +85,7 @@ def score_histograms(
 
 def curves(named: dict[str, Curve], *, y_label: str) -> Markup:
     """Return learning curves over steps; values to a logarithmic scale where they span more than a decade."""
-    values = [value for curve in named.values() for _, value in curve if math.isfinite(value)]
+    values = [value for curve in named.values() for _, value in curve]
     last = max(step for curve in named.values() for step, _ in curve)
     logarithmic = min(values) > 0 and max(values) > 10 * min(values)
     height = 250
@@ -102,7 +102,7 @@ def curves(named: dict[str, Curve], *, y_label: str) -> Markup:
     parts += [_text(x(value), height - 20, f"{value:,.0f}", "middle") for value in _ticks(0, last, 5)]
     parts.append(_text((_LEFT + _WIDTH) / 2, height - 4, "step", "middle"))
     for i, (name, curve) in enumerate(named.items()):
-        at = [(x(s), y(math.log10(v) if logarithmic else v), s, v) for s, v in curve if math.isfinite(v)]
+        at = [(x(s), y(math.log10(v) if logarithmic else v), s, v) for s, v in curve]
         path = "L".join(f"{px:.1f} {py:.1f}" for px, py, *_ in at)
         parts.append(f'<path class="curve c{i % _COLOURS}" d="M{path}"/>')
         for px, py, step, value in at:

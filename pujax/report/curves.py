@@ -1,6 +1,7 @@
 """Learning curves out of the log of metrics."""
 
 import json
+import math
 from collections.abc import Iterable
 
 Curve = list[tuple[int, float]]  # (step, value), by step
@@ -26,7 +27,7 @@ def read_curves(lines: Iterable[str], *, metric: str = "loss", points: int = 120
             continue
         for name, value in entry.items():
             trained, _, what = name.rpartition("/")
-            if what == metric:
+            if what == metric and math.isfinite(value):
                 curve = curves.setdefault(trained, [])
                 while curve and curve[-1][0] >= step:
                     curve.pop()

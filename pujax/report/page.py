@@ -81,8 +81,7 @@ def environment() -> jinja2.Environment:
     made = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    made.filters |= {"count": count, "percent": percent, "points": points, "duration": duration, "amount": amount,
-                     "size": size}  # fmt: skip
+    made.filters["count"] = count
     return made
 
 
@@ -108,10 +107,10 @@ def cards(summary: dict[str, Any], seconds: float) -> list[dict[str, str]]:
     network = student or teacher
     for label, number, unit in (("Parameters", "num_params", ""), ("Operations an image", "flops_per_image", "FLOPs")):
         if network:
-            of_both = (
-                f"teacher {amount(teacher[number])}, {ratio(teacher[number], student[number])} times" if student else ""
-            )
-            add(label, amount(network[number]), of_both or "of the teacher", unit=unit)
+            note = "of the teacher"
+            if student:
+                note = f"teacher {amount(teacher[number])}, {ratio(teacher[number], student[number])} times"
+            add(label, amount(network[number]), note, unit=unit)
     if mining and "selected" in mining:
         share = percent(mining["selected"] / mining["pool_images"])
         add("Images chosen", count(mining["selected"]), f"{share} of {count(mining['pool_images'])}")
@@ -158,7 +157,7 @@ def funnel(summary: dict[str, Any]) -> list[dict[str, Any]]:
         like = round(scorer["like_labelled"] * scored)
         steps.append(("Like labelled", like, "score above the lowest tenth of labelled images, by the held-out scores"))
     if "selected" in mining:
-        steps.append(("Chosen", mining["selected"], f"by the rule {mining['rule']}"))
+        steps.append(("Chosen", mining["selected"], f"by the rule {mining['rule']}{_measured(mining)}"))
     return [
         {
             "name": name,
@@ -171,6 +170,14 @@ def funnel(summary: dict[str, Any]) -> list[dict[str, Any]]:
         }
         for name, number, note in steps
     ]
+
+
+def _measured(mining: dict[str, Any]) -> str:
+    """Return what the pool's own truth says of the choice, where it carries one; mining does not see it."""
+    if "precision" not in mining:
+        return ""
+    found = f", which are {percent(mining['recall'])} of all that do" if "recall" in mining else ""
+    return f"; by the pool's own truth {percent(mining['precision'])} of them belong to the task{found}"
 
 
 def _histogram(facts: Facts) -> Any:
