@@ -3,10 +3,10 @@
 import math
 from typing import Any, NamedTuple
 
+from pujax.pu.prior import LARGEST_Z
 from pujax.report.quantities import accuracy_error, count, percent, points
 
 Summary = dict[str, Any]
-LARGEST_Z = 2.0  # of the test that labelled images are a random sample: beyond it, it fails
 _FEW_IMAGES = 1000  # that measure: below, the standard error is above a point
 
 
@@ -64,7 +64,7 @@ def useful_share(summary: Summary) -> tuple[str, str]:
     if scorer is None:
         return "not known", "the scorer has not run"
     if not scorer["class_prior_holds"]:
-        return "not known", "labelled and pool images differ in kind or style"
+        return "not known", "its test failed"
     if scorer["class_prior_interval"] is None:
         return percent(scorer["class_prior"]), "as given, not estimated"
     low, high = scorer["class_prior_interval"]
@@ -128,15 +128,15 @@ def _of_the_gain(summary: Summary) -> list[Finding]:
 def _of_the_scorer(scorer: Summary, doubt: str) -> list[Finding]:
     found = []
     z = scorer.get("selected_at_random_z")
-    fails = z is not None and z > LARGEST_Z
-    if scorer and (not scorer["class_prior_holds"] or fails):
-        told = f"z = {z:.1f} where {LARGEST_Z:.0f} is the limit. " if z is not None else ""
+    if z is not None and z > LARGEST_Z:
+        title = "The labelled images are no random sample of the task's part of the pool"
+        told = f"The test gives z = {z:.1f}; up to {LARGEST_Z:.0f} it could be chance."
         found.append(
-            Finding(
-                "The labelled images are no random sample of the task's part of the pool",
-                f"{told}{_sentence(doubt)}" if doubt else f"{told}An estimate of the useful share does not hold then.",
-            )
+            Finding(title, f"{told} {_sentence(doubt or 'an estimate of the useful share does not hold then')}")
         )
+    elif scorer and not scorer["class_prior_holds"]:
+        why = doubt or "the labelled images differ in style from the pool's, or too few of the pool score like them"
+        found.append(Finding("The share of useful images is not known", _sentence(why)))
     interval = scorer.get("class_prior_interval")
     if interval and scorer["class_prior_holds"] and interval[1] > 2 * max(interval[0], 1e-9):
         low, high = interval
@@ -175,9 +175,10 @@ def _of_the_pool(mining: Summary) -> list[Finding]:
                 )
             )
     if unreadable := mining.get("unreadable"):
-        share = percent(unreadable / mining["pool_images"])
-        listed = "They were left out, and are listed with reasons in score/unreadable.parquet."
-        found.append(Finding("Unreadable images", f"{count(unreadable)} pool images, {share}, do not decode. {listed}"))
+        are = "image, {} of them, does not decode" if unreadable == 1 else "images, {} of them, do not decode"
+        text = f"{count(unreadable)} pool {are.format(percent(unreadable / mining['pool_images']))}."
+        listed = "They are left out, and listed with reasons in score/unreadable.parquet."
+        found.append(Finding("Unreadable images", f"{text} {listed}"))
     if skipped := {kind: number for kind, number in mining.get("skipped", {}).items() if number}:
         text = ", ".join(f"{count(number)} {kind}" for kind, number in skipped.items())
         found.append(Finding("Files of the pool that are no images", f"Skipped: {text}."))

@@ -27,12 +27,9 @@ def amount(value: float) -> str:
     """Return a large number in three digits: 61,706 is "61.7 k"."""
     for limit, name in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= 0.9995 * limit:
-            return f"{_three_digits(value / limit)} {name}"
-    return _three_digits(value)
-
-
-def _three_digits(value: float) -> str:
-    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}" if value % 1 else f"{value:.0f}"
+            scaled = value / limit
+            return f"{scaled:.{2 if scaled < 9.995 else 1 if scaled < 99.95 else 0}f} {name}"
+    return f"{value:.0f}"
 
 
 def size(num_bytes: float) -> str:
