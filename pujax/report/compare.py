@@ -75,7 +75,7 @@ def compare_page(runs: Sequence[Run]) -> str:
     return environment().get_template("compare.html").render(
         headline=_headline(groups),
         rows=[_row(group) for group in groups],
-        accuracies=[row for group in groups for row in _accuracies(group)],
+        accuracies=[(group.name, rows) for group in groups if (rows := _accuracies(group))],
         spread=any(len(group.runs) > 1 for group in groups),
         names=[group.name for group in groups],
         differences=differences(groups),
@@ -153,7 +153,6 @@ def _accuracies(group: Group) -> list[dict[str, Any]]:
             told = f"{group.name}, {name}: {mean_and_spread(shares)} %"
             rows.append(
                 {
-                    "group": group.name if name == "mined images" else "",
                     "name": name.replace("_", " "),
                     "bar": charts.bar([(colour, mean, told)], error=spread),
                     "accuracy": mean_and_spread(shares),

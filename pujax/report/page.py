@@ -19,7 +19,7 @@ from pujax.selection import Batch
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _ROWS = 30  # classes of the table of classes
-_LONGEST = 300  # characters of a key, a class name or an option: what is longer is cut
+_LONGEST = 300  # characters of a key or of an option: what is longer is cut
 _GRIDS = {
     "best": ("Best", "the highest scores among the chosen"),
     "last": ("Just chosen", "the lowest scores among the chosen"),
@@ -43,7 +43,7 @@ class Facts:
 
     def class_name(self, k: int) -> str:
         """Return the name of a class, or its number where names are not known."""
-        return cut(self.class_names[k]) if self.class_names else f"class {k}"
+        return cut(self.class_names[k], 60) if self.class_names else f"class {k}"
 
 
 def run_page(facts: Facts) -> str:
