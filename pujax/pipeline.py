@@ -122,12 +122,16 @@ def run(config: Config, path: str | epath.Path, stages: tuple[str, ...] = STAGES
                 if unit.stage in stages and unit.stage not in _REFUSED and not unit.shown:
                     bring_back(unit, workdir)
         barrier("work directory")
-        for unit in units.values():
-            if unit.stage in stages:
+        asked = [unit for unit in units.values() if unit.stage in stages]
+        for unit in asked:
+            if not unit.shown:
                 run_unit(unit)
         summary = summarize(job.config, units, time.monotonic() - started)
         if is_main_process():
             save_json(workdir.summary, summary)
+        for unit in asked:  # when all numbers are safe
+            if unit.shown:
+                run_unit(unit)
     return summary
 
 

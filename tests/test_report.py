@@ -15,7 +15,7 @@ from etils import epath
 from test_artifacts import Store
 from test_pipeline import in_process
 
-from pujax import report_runs
+from pujax import pipeline, report_runs
 from pujax.config import Config, SourceConfig, resolve, with_options
 from pujax.errors import UserError
 from pujax.report.compare import Run, compare_page, flatten_json, group_runs, mean_and_spread
@@ -467,6 +467,20 @@ def test_it_is_made_again_when_what_it_shows_has_changed_and_only_then(job, tmp_
     in_process(tmp_path, with_random)  # all comes back, and the page is of it again
     assert ">60</dd>" in page().decode() and "Not run yet" not in page().decode()
     assert {path.name.split("-")[0] for path in (workdir / "previous").iterdir()} == {"select"}
+
+
+def test_a_page_that_cannot_be_made_costs_no_number(job, tmp_path, monkeypatch):
+    shutil.copytree(job[0], tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+
+    def fails(*_, **__):
+        raise OSError("the pool is gone")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="the pool is gone"):
+        patch.setattr(pipeline.report, "run", fails)
+        in_process(tmp_path, another_choice, stages=("select", "report"))
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["mining"]["selected"] == 70
+    assert not (tmp_path / "run" / "report" / "DONE.json").exists()  # it is tried again
 
 
 def test_a_teacher_alone_has_a_page_with_and_without_a_pool(tmp_path):

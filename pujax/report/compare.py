@@ -85,10 +85,16 @@ def compare_page(runs: Sequence[Run]) -> str:
 def _headline(groups: list[Group]) -> str:
     scored = [(float(np.mean(own)), group) for group in groups if (own := group.each(_student))]
     number = sum(len(group.runs) for group in groups)
-    begin = f"{count(number)} runs of {count(len(groups))} kinds" if len(groups) > 1 else f"{count(number)} runs"
+    begin = (
+        f"{count(number)} runs of {count(len(groups))} kinds"
+        if len(groups) > 1
+        else f"{count(number)} run{'s' * (number > 1)}"
+    )
     if not scored:
         return f"{begin}; none has a student yet."
     accuracy, best = max(scored, key=lambda entry: entry[0])
+    if len(groups) == 1:
+        return f"{begin}; the student is right on {percent(accuracy)} of the test images."
     return f"{begin}; the best student is right on {percent(accuracy)} of the test images ({best.name})."
 
 

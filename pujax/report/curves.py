@@ -7,15 +7,15 @@ from collections.abc import Iterable
 Curve = list[tuple[int, float]]  # (step, value), by step
 
 
-def read_curves(lines: Iterable[str], *, metric: str = "loss", points: int = 120) -> dict[str, Curve]:
-    """Return the curve of one metric by what was trained: "distill/loss" is the metric loss of "distill".
+def read_curves(lines: Iterable[str], *, points: int = 120) -> dict[str, Curve]:
+    """Return the curve of the loss by what was trained: "distill/loss" is that of "distill".
 
-    A step that comes again, since training was resumed or begun anew, takes the place of all that came at it or later.
-    A line that is cut short, as by a killed run, counts as not there.
+    A step that comes again, since training was resumed or begun anew, takes the place of all that came at it or later:
+    of several students by the same name the curve is that of the one trained last. A line that is cut short, as by a
+    killed run, counts as not there.
 
     Args:
         lines: of `metrics.jsonl`.
-        metric: the last part of its name.
         points: that are kept of a curve, evenly, the last one among them.
     """
     curves: dict[str, Curve] = {}
@@ -27,7 +27,7 @@ def read_curves(lines: Iterable[str], *, metric: str = "loss", points: int = 120
             continue
         for name, value in entry.items():
             trained, _, what = name.rpartition("/")
-            if what == metric and math.isfinite(value):
+            if what == "loss" and math.isfinite(value):
                 curve = curves.setdefault(trained, [])
                 while curve and curve[-1][0] >= step:
                     curve.pop()

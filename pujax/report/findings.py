@@ -64,7 +64,7 @@ def useful_share(summary: Summary) -> tuple[str, str]:
     if scorer is None:
         return "not known", "the scorer has not run"
     if not scorer["class_prior_holds"]:
-        return "not known", "its test failed"
+        return "not known", "the test of it fails, see below"
     if scorer["class_prior_interval"] is None:
         return percent(scorer["class_prior"]), "as given, not estimated"
     low, high = scorer["class_prior_interval"]
