@@ -46,6 +46,7 @@ class Workdir:
         self.root = root
         self.config = root / "config.json"  # the resolved config of the last run
         self.summary = root / "summary.json"  # the numbers of the job, for scripts
+        self.report = root / "report.html"  # the page that shows them
         self.contact_sheet = root / "contact_sheet.jpg"  # of --dry_run: what the images look like
         self.inputs = root / "inputs"  # arrays and networks that were handed over in Python
         self.lock = root / "LOCK.json"  # who is at work here

@@ -52,6 +52,7 @@ def main(argv: list[str]) -> None:
     else:
         verdict = pipeline.verdict(pipeline.run(config, workdir.root, stages))
         report = f"\n{verdict}summary: {workdir.summary}"
+        report += f"\nreport: {workdir.report}" if "report" in stages else ""
     if is_main_process():
         print(report)
 

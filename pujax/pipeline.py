@@ -6,7 +6,7 @@ results version of each; `DONE.json`, written last, holds its summary block.
 
 Teacher, scorer and score table that were made from other inputs are refused by the name of what differs. The choice and
 the students follow the options instead: what was made from others is set aside under `previous/`, and comes back
-with them.
+with them. The report, which shows whatever there is, is made again when any result that it shows has changed.
 """
 
 import dataclasses
@@ -40,10 +40,10 @@ from pujax.models import CLASSIFIERS, parse_name
 from pujax.networks import check_class_names
 from pujax.pu.heads import check_enough
 from pujax.sharding import barrier, check_divisible, is_main_process, make_mesh
-from pujax.stages import baselines, distill, score, scorer, select, teacher
+from pujax.stages import baselines, distill, report, score, scorer, select, teacher
 from pujax.student import abstract_student, begin_with
 
-STAGES = ("teacher", "scorer", "score", "select", "distill", "baselines")
+STAGES = ("teacher", "scorer", "score", "select", "distill", "baselines", "report")
 PARTS = ("full", "test", "labelled", "pool")
 
 _BEFORE = {
@@ -53,9 +53,11 @@ _BEFORE = {
     "select": ("teacher", "scorer", "score"),
     "distill": ("teacher", "scorer", "score", "select"),
     "baselines": ("teacher", "scorer", "score", "select"),
+    "report": (),  # shows what there is
 }
 _VERSIONS = {module.__name__.rsplit(".", 1)[-1]: module.RESULTS_VERSION
-             for module in (teacher, scorer, score, select, distill, baselines)}  # fmt: skip
+             for module in (teacher, scorer, score, select, distill, baselines, report)}  # fmt: skip
+_WITHOUT_POOL = {"teacher", "report"}  # stages that do without labelled images and pool
 _REFUSED = ("teacher", "scorer", "score")  # what took long to make is never set aside
 _TASK_FIELDS = ("data.num_classes", "data.image_size", "data.channels", "data.mean", "data.std", "data.crop",
                 "data.interpolation", "data.class_names")  # fmt: skip
@@ -68,13 +70,20 @@ class Unit:
 
     name: str
     paths: artifacts.Unit
-    inputs: dict[str, Any]  # every option and source its results depend on
+    given: dict[str, Any]  # every option and source its results depend on
     run: Callable[[], dict[str, Any]]
+    shown: tuple["Unit", ...] = ()  # those whose results, whatever they are by then, it depends on
 
     @property
     def stage(self) -> str:
         """The stage that it belongs to."""
         return self.name.split("/")[0]
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What its results depend on, as it is now."""
+        results = {f"results of {unit.name}": _file_digest(unit.paths.done) for unit in self.shown if unit.is_done()}
+        return self.given | results
 
     def differs(self) -> str | None:
         """Return the name of an input that the folder was made without or with another value of; None if all agree.
@@ -83,10 +92,10 @@ class Unit:
         """
         if not self.paths.inputs.exists():
             return None
-        before = load_json(self.paths.inputs)
-        unopened = {name for name in before.keys() - self.inputs.keys() if name.startswith("contents of data.")}
-        names = sorted((before.keys() | self.inputs.keys()) - unopened)
-        return next((name for name in names if before.get(name) != self.inputs.get(name)), None)
+        before, now = load_json(self.paths.inputs), self.inputs
+        unopened = {name for name in before.keys() - now.keys() if name.startswith("contents of data.")}
+        names = sorted((before.keys() | now.keys()) - unopened)
+        return next((name for name in names if before.get(name) != now.get(name)), None)
 
     def is_done(self) -> bool:
         """Whether the folder holds finished results of these inputs."""
@@ -110,15 +119,19 @@ def run(config: Config, path: str | epath.Path, stages: tuple[str, ...] = STAGES
         if is_main_process():
             save_json(workdir.config, dataclasses.asdict(job.config))
             for unit in units.values():
-                if unit.stage in stages and unit.stage not in _REFUSED:
+                if unit.stage in stages and unit.stage not in _REFUSED and not unit.shown:
                     bring_back(unit, workdir)
         barrier("work directory")
-        for unit in units.values():
-            if unit.stage in stages:
+        asked = [unit for unit in units.values() if unit.stage in stages]
+        for unit in asked:
+            if not unit.shown:
                 run_unit(unit)
         summary = summarize(job.config, units, time.monotonic() - started)
         if is_main_process():
             save_json(workdir.summary, summary)
+        for unit in asked:  # when all numbers are safe
+            if unit.shown:
+                run_unit(unit)
     return summary
 
 
@@ -159,7 +172,9 @@ def open_sources(
     Without a test set some of the labelled images are kept out to be one.
     """
     measures = "test" if config.data.test.kind else "labelled"
-    needed = {measures} if set(stages) <= {"teacher"} else {measures, "labelled", "pool"}
+    needed = {measures, "labelled", "pool"}
+    if set(stages) <= _WITHOUT_POOL:
+        needed = {measures} | ({"pool"} if "report" in stages and config.data.pool.kind else set())
     for part in sorted(needed):
         if not getattr(config.data, part).kind:
             raise UserError(f"data.{part} is not set; give --config.data.{part}=PATH")
@@ -204,6 +219,14 @@ def make_units(job: Job) -> dict[str, Unit]:
         work[f"baselines/{name}"] = lambda name=name: baselines.run(job, name, budget=block("select")["selected"])
     for name, stage in work.items():
         units[name] = Unit(name, job.workdir.unit(name), unit_inputs(job, name), stage)
+    others = dict(units)
+    units["report"] = Unit(
+        "report",
+        job.workdir.unit("report"),
+        report_inputs(job.config),
+        lambda: report.run(job, summary=summarize(job.config, others, 0.0), seconds=spent(others)),
+        shown=tuple(others.values()),
+    )
     return units
 
 
@@ -236,6 +259,17 @@ def unit_inputs(job: Job, name: str) -> dict[str, Any]:
     return inputs | {f"results version of {own}": _VERSIONS[own] for own in stages}
 
 
+def report_inputs(config: Config) -> dict[str, Any]:
+    """Return what the report depends on beside the results: every option, since it shows them all."""
+    options = {field: list(value) if isinstance(value, tuple) else value for field, value in flatten(config)}
+    return options | {"results version of report": _VERSIONS["report"]}
+
+
+def spent(units: dict[str, Unit]) -> dict[str, float | None]:
+    """Return the seconds that each unit took; None of those that are not done."""
+    return {name: unit.block()["seconds"] if unit.is_done() else None for name, unit in units.items()}
+
+
 def _file_digest(path: epath.Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else ""
 
@@ -263,7 +297,7 @@ def check(job: Job, units: dict[str, Unit], stages: tuple[str, ...]) -> None:
         (f"data.{part}", job.sources[part].class_names) for part in PARTS if part in job.sources and part != "pool"
     ]
     check_class_names([("the teacher", given.class_names if given else None), *named])
-    if set(stages) <= {"teacher"}:
+    if set(stages) <= _WITHOUT_POOL:
         return
     if config.scorer.mode == "finetune" and given and given.graph:
         raise UserError(
@@ -334,10 +368,13 @@ def _move(source: epath.Path, target: epath.Path) -> None:
 
 def run_unit(unit: Unit) -> None:
     """Run a unit unless it is done; its inputs are recorded first, its results last."""
-    if unit.is_done():
+    done = unit.is_done()
+    barrier(f"{unit.name} looked at")  # before the main process changes what the others look at
+    if done:
         _say(f"{unit.name}: done before, skipped")
         return
     if is_main_process():
+        unit.paths.done.unlink(missing_ok=True)  # of a former report, which other inputs would make look done
         save_json(unit.paths.inputs, unit.inputs)
     barrier(f"{unit.name} starts")
     started = time.monotonic()

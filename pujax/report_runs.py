@@ -1,0 +1,73 @@
+"""Compare runs in one HTML page: `python -m pujax.report_runs runs/a runs/b --out compare.html`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from etils import epath
+
+from pujax.artifacts import Workdir, load_json, write_atomic
+from pujax.errors import UserError
+from pujax.report.compare import Run, compare_page, flatten_json
+
+_DESCRIPTION = """Compare runs in one HTML page. Runs that differ only in their seed are one line, with mean and spread.
+
+  python -m pujax.report_runs runs/quickstart runs/seed1 runs/seed2 --out compare.html
+
+Exit status: 0 done, 2 the input is wrong, 1 anything else."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise UserError(f"{message}; see --help")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = _Parser(
+        prog="python -m pujax.report_runs",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("runs", nargs="+", metavar="WORKDIR", help="work directories, local or in an object store")
+    parser.add_argument("--out", default="compare.html", metavar="FILE", help="the page (default: compare.html)")
+    return parser
+
+
+def load_run(path: str) -> Run:
+    """Read what a work directory tells of its run.
+
+    Raises:
+        UserError: there is no run in it, or a file is damaged.
+    """
+    workdir = Workdir(epath.Path(path))
+    for file in (workdir.summary, workdir.config):
+        if not file.exists():
+            raise UserError(f"there is no {file.name} in {path}; give work directories of runs that have ended")
+    return Run(path.rstrip("/"), flatten_json(load_json(workdir.config)), load_json(workdir.summary))
+
+
+def main(argv: Sequence[str]) -> None:
+    """Write the page that the arguments ask for.
+
+    Raises:
+        UserError: they are wrong.
+    """
+    options = make_parser().parse_args(argv)
+    write_atomic(epath.Path(options.out), compare_page([load_run(path) for path in options.runs]).encode())
+    print(f"report: {options.out}")
+
+
+def run() -> None:
+    """Entry point: map the user's mistakes to one line and exit status 2."""
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        print(f"pujax: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    run()
