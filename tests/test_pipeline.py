@@ -41,6 +41,7 @@ SMALL = [
     "--config.data.test.limit=1000",
     "--config.run.checkpoint_every=20",
     "--config.baselines=random",
+    "--config.export.formats=",  # see test_export_stage.py
 ]
 
 
@@ -217,7 +218,7 @@ def in_process(tmp_path, change, stages=pipeline.STAGES, workdir=None):
     recipe = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(recipe)
     config = recipe.get_config()
-    config.baselines = ()
+    config.baselines, config.export.formats = (), ()
     config.data.pool.limit, config.data.test.limit, config.distill.num_steps = 1000, 200, 4
     config.score.shard_size = 400
     config.scorer.frozen.num_steps = 20

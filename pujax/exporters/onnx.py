@@ -156,7 +156,7 @@ def _run(graph: Graph, program: Any, arguments: list[Any]) -> list[Any]:
         if inner is not None and name in ("jit", "custom_jvp_call", "custom_vjp_call"):
             results = _run(graph, inner, given)
         elif _is_constant(equation, given):
-            results = [np.asarray(equation.primitive.bind(*given, **equation.params))]
+            results = [_compute(equation, *given)]
         elif name in _WRITERS:
             results = [_WRITERS[name](graph, equation, *given)]
         else:
@@ -169,6 +169,25 @@ def _is_constant(equation: Any, given: list[Any]) -> bool:
     """Whether an operation is one on constants, and its result not as large as the batch."""
     known = all(isinstance(n, int) for n in equation.outvars[0].aval.shape)
     return known and not any(isinstance(value, _Tensor) for value in given)
+
+
+_ARITHMETIC = {
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "rsqrt": lambda x: 1 / np.sqrt(x),
+    "div": np.true_divide,
+}
+
+
+def _compute(equation: Any, *given: np.ndarray) -> np.ndarray:
+    """Compute an operation on constants, with NumPy where that knows it: JAX would compile every one."""
+    name, result = equation.primitive.name, equation.outvars[0].aval
+    if name in ("reshape", "squeeze"):
+        return given[0].reshape(result.shape)
+    if name in _ARITHMETIC and result.dtype == np.float32:
+        return _ARITHMETIC[name](*given).astype(np.float32)
+    return np.asarray(equation.primitive.bind(*given, **equation.params))
 
 
 def _elementwise(op: str) -> Callable[..., _Tensor]:
