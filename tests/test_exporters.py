@@ -16,7 +16,8 @@ from pujax.data.decode import fit_arrays
 from pujax.data.embedded import embedded_path, load_embedded
 from pujax.errors import UserError
 from pujax.exporters.formats import FORMATS
-from pujax.exporters.onnx import export_onnx, trace
+from pujax.exporters.onnx import export_onnx
+from pujax.exporters.onnx_graph import trace
 from pujax.exporters.parity import Limits, compare, replay
 from pujax.exporters.stablehlo import export_stablehlo
 from pujax.exporters.torch import export_torch, to_torch
@@ -264,14 +265,12 @@ def test_limits():
     assert "top-1 agreement is 0.7500, the limit is 1" in compare(expected, tie, labels, strict).violation(strict)
     broken = np.where(expected == 1, np.nan, expected)
     assert "differ by nan" in compare(expected, broken, labels, lenient).violation(lenient)
-    far = expected + np.float32([[0] * 3, [0] * 3, [0] * 3, [0, 2, 0]])  # right, where the original was wrong
+    far = expected + np.float32([[0] * 3, [0] * 3, [3, 0, 0], [0] * 3])  # wrong, where the original was right
     int8 = Limits(np.inf, 0.99, accuracy=0.005)
-    assert "agreement is 0.7500 and accuracy by +0.2500, the limit" in compare(expected, far, labels, int8).violation(
-        int8
-    )
-    other = expected[:, ::-1]
-    swapped = Limits(np.inf, 0.99, accuracy=0.5)
-    assert compare(expected, other, labels, swapped).violation(swapped) == ""
+    wrong = compare(expected, far, labels, int8).violation(int8)
+    assert "agreement is 0.7500, accuracy changes by -0.2500, the limit is 0.99" in wrong
+    better = expected + np.float32([[0] * 3, [0] * 3, [0] * 3, [0, 2, 0]])
+    assert compare(expected, better, labels, int8).violation(int8) == ""
     with pytest.raises(UserError, match=r"logits have shape \(4, 2\), the original's \(4, 3\)"):
         compare(expected, expected[:, :2], labels, strict)
 

@@ -53,7 +53,7 @@ class Limits:
     difference: float  # of logits, relative to the largest
     agreement: float  # share of images that must be put into the same class
     ties: bool = False  # whether classes whose logits are within the difference count as the same
-    accuracy: float = 0.0  # less agreement will do where the accuracies are this close
+    accuracy: float = 0.0  # less agreement will do where no more accuracy than this is lost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +70,10 @@ class Parity:
         """Return what is beyond the limits, number and limit; empty if nothing is. What is no number is beyond."""
         if not self.relative_diff <= limits.difference:
             return f"logits differ by {self.relative_diff:.3g} of the largest, the limit is {limits.difference:g}"
-        close = limits.accuracy and abs(self.accuracy - self.original_accuracy) <= limits.accuracy
+        change = self.accuracy - self.original_accuracy
+        close = limits.accuracy and change >= -limits.accuracy
         if not (self.top1_agreement >= limits.agreement or close):
-            also = f" and accuracy by {self.accuracy - self.original_accuracy:+.4f}" if limits.accuracy else ""
+            also = f", accuracy changes by {change:+.4f}" if limits.accuracy else ""
             return f"top-1 agreement is {self.top1_agreement:.4f}{also}, the limit is {limits.agreement:g}"
         return ""
 
