@@ -16,6 +16,7 @@ from typing import Any
 
 from pujax.errors import UserError
 
+EXPORT_FORMATS = ("stablehlo", "torch", "onnx", "litert", "litert_float16", "litert_int8")
 BASELINES = ("labelled_only", "random", "teacher_confidence", "all", "true_positives", "full_data")
 
 
@@ -224,6 +225,15 @@ class DistillConfig(TrainingConfig):
 
 
 @dataclass(slots=True)
+class ExportConfig:
+    """The student as files for other programs; see docs/export.md."""
+
+    # Those without a package of their own by default; a format whose packages are missing is skipped.
+    formats: tuple[str, ...] = option(("stablehlo", "torch"), choices=EXPORT_FORMATS)
+    preprocessing: bool = True  # files take uint8 pixels; False: normalised float32
+
+
+@dataclass(slots=True)
 class RunConfig:
     """How the job is carried out and watched: nothing here changes what it computes, so all may differ on resume."""
 
@@ -244,6 +254,7 @@ class Config:
     score: ScoreConfig = field(default_factory=ScoreConfig)
     select: SelectConfig = field(default_factory=SelectConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
     baselines: tuple[str, ...] = option((), choices=BASELINES)  # students to train for comparison, same updates
     # "auto": bfloat16 on GPUs and TPUs
     compute_dtype: str = option("auto", choices=("auto", "float32", "bfloat16"))
@@ -377,7 +388,7 @@ def _check_rules(name: str, value: Any, rules: Any) -> None:
         close = difflib.get_close_matches(str(value), rules["choices"], 1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         choices = ", ".join(choice for choice in rules["choices"] if choice)
-        verb = "contains" if name == "baselines" else "is"
+        verb = "contains" if name in ("baselines", "export.formats") else "is"
         raise UserError(f"{name} {verb} {value!r}; {hint}choose from {choices}")
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{name} is {value}; give a finite number")

@@ -32,6 +32,7 @@ from pujax.config import Config, flatten
 from pujax.data.class_names import given_class_names
 from pujax.data.sources import ImageSource, hold_out, open_source
 from pujax.errors import UserError
+from pujax.exporters.formats import FORMATS
 from pujax.inference import resolve_dtype
 from pujax.job import Job
 from pujax.lock import locked
@@ -40,10 +41,10 @@ from pujax.models import CLASSIFIERS, parse_name
 from pujax.networks import check_class_names
 from pujax.pu.heads import check_enough
 from pujax.sharding import barrier, check_divisible, is_main_process, make_mesh
-from pujax.stages import baselines, distill, report, score, scorer, select, teacher
+from pujax.stages import baselines, distill, export, report, score, scorer, select, teacher
 from pujax.student import abstract_student, begin_with
 
-STAGES = ("teacher", "scorer", "score", "select", "distill", "baselines", "report")
+STAGES = ("teacher", "scorer", "score", "select", "distill", "export", "baselines", "report")
 PARTS = ("full", "test", "labelled", "pool")
 
 _BEFORE = {
@@ -52,11 +53,12 @@ _BEFORE = {
     "score": ("teacher", "scorer"),
     "select": ("teacher", "scorer", "score"),
     "distill": ("teacher", "scorer", "score", "select"),
+    "export": ("teacher", "scorer", "score", "select", "distill"),
     "baselines": ("teacher", "scorer", "score", "select"),
     "report": (),  # shows what there is
 }
 _VERSIONS = {module.__name__.rsplit(".", 1)[-1]: module.RESULTS_VERSION
-             for module in (teacher, scorer, score, select, distill, baselines, report)}  # fmt: skip
+             for module in (teacher, scorer, score, select, distill, export, baselines, report)}  # fmt: skip
 _WITHOUT_POOL = {"teacher", "report"}  # stages that do without labelled images and pool
 _REFUSED = ("teacher", "scorer", "score")  # what took long to make is never set aside
 _TASK_FIELDS = ("data.num_classes", "data.image_size", "data.channels", "data.mean", "data.std", "data.crop",
@@ -215,6 +217,10 @@ def make_units(job: Job) -> dict[str, Unit]:
         "select": lambda: select.run(job, found=block("scorer")),
         "distill": lambda: distill.run(job),
     }
+    if job.config.export.formats:
+        work["export"] = lambda: export.run(
+            job, found={name: block(name) for name in _BEFORE["export"]}, inputs=units["distill"].inputs
+        )
     for name in job.config.baselines:
         work[f"baselines/{name}"] = lambda name=name: baselines.run(job, name, budget=block("select")["selected"])
     for name, stage in work.items():
@@ -241,6 +247,7 @@ def unit_inputs(job: Job, name: str) -> dict[str, Any]:
         "score": ("score.",),
         "select": ("select.", "distill.num_steps", "distill.batch_size"),
         "distill": ("distill.",),
+        "export": ("export.preprocessing",),
         "baselines": ("distill.",),
     }
     wanted = tuple(prefix for own in stages for prefix in prefixes[own])
@@ -254,8 +261,10 @@ def unit_inputs(job: Job, name: str) -> dict[str, Any]:
     inputs |= {f"contents of data.{part}": job.sources[part].fingerprint for part in used if part in job.sources}
     if not trains_teacher:
         inputs["contents of teacher.weights"] = _file_digest(teacher.weights_path(config))
-    if config.distill.weights and stage in ("distill", "baselines"):
+    if config.distill.weights and stage in ("distill", "export", "baselines"):
         inputs["contents of distill.weights"] = _file_digest(epath.Path(config.distill.weights))
+    if stage == "export":  # a package that is installed later makes a format possible
+        inputs["export.formats"] = [name for name in config.export.formats if not FORMATS[name].missing()]
     return inputs | {f"results version of {own}": _VERSIONS[own] for own in stages}
 
 
@@ -396,6 +405,8 @@ def summarize(config: Config, units: dict[str, Unit], seconds: float) -> dict[st
         summary["mining"] = done["score"] | chosen | {"seconds": spent}
     if "distill" in done:
         summary["student"] = done["distill"]
+    if "export" in done:
+        summary["export"] = done["export"]["formats"]
     if config.baselines:
         compared = {name.split("/")[1]: block for name, block in done.items() if name.startswith("baselines/")}
         summary["baselines"] = compared
@@ -452,4 +463,6 @@ def _say(line: str) -> None:
 def _short(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} {_short(entry)}" for key, entry in value.items()) + "}"
     return "[" + ", ".join(map(_short, value)) + "]" if isinstance(value, list) else str(value)

@@ -144,6 +144,7 @@ def job(cnn, **scorer):
     config.scorer.frozen.num_steps, config.scorer.frozen.batch_size = 20, 64
     config.scorer.frozen.positives_per_batch = 16
     config.distill.num_steps, config.distill.batch_size, config.distill.warmup_steps = 4, 64, 1
+    config.export.formats = ()
     config.run.inference_batch_size = 104  # compiled once
     return dataclasses.replace(config, scorer=dataclasses.replace(config.scorer, **scorer))
 

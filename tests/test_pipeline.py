@@ -44,6 +44,7 @@ SMALL = [
     "--config.data.test.limit=1000",
     "--config.run.checkpoint_every=20",
     "--config.baselines=random",
+    "--config.export.formats=",  # see test_export_stage.py
 ]
 
 
@@ -100,7 +101,7 @@ def test_a_second_run_skips_everything(undisturbed):
     workdir, summary, _ = undisturbed
     started = time.monotonic()
     again, output = run(workdir)
-    assert output.count("done before, skipped") == 7
+    assert output.count("done before, skipped") == 8
     assert numbers(again) == numbers(summary)
     assert time.monotonic() - started < 30
 
@@ -220,7 +221,7 @@ def in_process(tmp_path, change, stages=pipeline.STAGES, workdir=None):
     recipe = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(recipe)
     config = recipe.get_config()
-    config.baselines = ()
+    config.baselines, config.export.formats = (), ()
     config.data.pool.limit, config.data.test.limit, config.distill.num_steps = 1000, 200, 4
     config.score.shard_size = 400
     config.scorer.frozen.num_steps = 20

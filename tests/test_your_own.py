@@ -92,8 +92,10 @@ def test_a_state_dict_a_few_folders_and_a_tar_give_a_student(story, tmp_path, st
     assert (summary["mining"]["pool_images"], summary["mining"]["unreadable"]) == (1200, 2)
     assert summary["student"]["num_params"] < summary["teacher"]["num_params"]
     assert (tmp_path / "run" / "distill" / "student.safetensors").is_file()
+    assert summary["export"]["stablehlo"]["top1_agreement"] == summary["export"]["torch"]["top1_agreement"] == 1
+    assert (tmp_path / "run" / summary["export"]["torch"]["path"]).is_file()
     again = execute(command(story, tmp_path / "run", *short))
-    assert again.returncode == 0 and again.stdout.count("done before, skipped") == 6
+    assert again.returncode == 0 and again.stdout.count("done before, skipped") == 7
 
 
 @pytest.mark.parametrize(
@@ -119,6 +121,7 @@ def small_config():
     config.scorer.frozen.num_steps, config.scorer.frozen.hidden = 50, 0
     config.distill.num_steps, config.distill.warmup_steps, config.baselines = 4, 0, ()
     config.distill.crop_padding, config.distill.model = 0, "lenet5_half"
+    config.export.formats = ()
     return config
 
 

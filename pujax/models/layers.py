@@ -42,7 +42,7 @@ _recast = contextvars.ContextVar("_recast", default=True)
 
 @contextlib.contextmanager
 def plain_convolutions() -> Iterator[None]:
-    """Trace networks with XLA's own convolutions on every backend: to count operations, or to compare."""
+    """Trace networks with XLA's own convolutions and pooling on every backend: to count, to compare, to export."""
     token = _recast.set(False)
     try:
         yield
@@ -335,6 +335,8 @@ def max_pool(x: jax.Array) -> jax.Array:
     A tie shares its gradient, where PyTorch gives it to the first; after a ReLU ties are zeros, and get none. The
     gradient is ten times as fast as that of `nn.max_pool` on a CPU.
     """
+    if not _recast.get():
+        return nn.max_pool(x, (2, 2), (2, 2))
     height, width = (n // 2 for n in x.shape[1:3])
     blocks = x[:, : 2 * height, : 2 * width].reshape(x.shape[0], height, 2, width, 2, x.shape[-1])
     return jnp.max(blocks, axis=(2, 4))

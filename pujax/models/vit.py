@@ -71,6 +71,7 @@ class VisionTransformer(nn.Module):
             x = EncoderBlock(self.heads, self.dtype, name=f"layer{i}")(x)
             if i * 4 % self.depth < 4:
                 features.append(jnp.mean(x.astype(jnp.float32), axis=1))
-        x = layer_norm(self.dtype, "norm")(x[:, 0])
+        token = jax.lax.index_in_dim(x, 0, axis=1, keepdims=False)  # a plain slice, where the batch is a symbol too
+        x = layer_norm(self.dtype, "norm")(token)
         logits = linear(self.num_classes, self.width, dtype=self.dtype, name="linear")(x)
         return logits.astype(jnp.float32), tuple(features)
