@@ -8,10 +8,10 @@ quickstart: $(VENV)/.run
 	$(BIN)/python -m pujax.launch --config configs/quickstart.py
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q --durations=20
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=20
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -m slow --durations=5
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow --durations=5
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
