@@ -6,6 +6,7 @@ TensorFlow is not needed.
 import contextlib
 import io
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -95,7 +96,8 @@ def _with_float16_weights(content: bytes) -> bytes:
         ),
         algorithm_key=quantizer.AlgorithmName.FLOAT_CASTING,
     )
-    return bytes(rewriter.quantize(enable_progress_bar=False, enable_progress_report=False).quantized_model)
+    with _quiet():
+        return bytes(rewriter.quantize(enable_progress_report=False).quantized_model)
 
 
 def _as_int8(content: bytes, images: np.ndarray, limits: tuple[float, float] | None) -> bytes:
@@ -115,8 +117,7 @@ def _as_int8(content: bytes, images: np.ndarray, limits: tuple[float, float] | N
     manager = recipe_manager.RecipeManager()
     manager.load_quantization_recipe(recipe.static_wi8_ai8())
     samples = ({"images": image[None].astype(np.float32)} for image in images)
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # its warnings and progress bars
-        warnings.simplefilter("ignore")
+    with _quiet():
         seen = calibrator.Calibrator(content, num_threads=1, qsv_update_func=qsv_utils.min_max_update)
         seen.calibrate({_SIGNATURE: list(samples)}, manager)
         ranges = seen.get_model_qsvs()
@@ -124,4 +125,12 @@ def _as_int8(content: bytes, images: np.ndarray, limits: tuple[float, float] | N
             given = ranges[f"{_SIGNATURE}_images"]
             given.update({end: np.full_like(given[end], limit) for end, limit in zip(("min", "max"), limits)})
         rewriter = quantizer.Quantizer(content, manager.get_quantization_recipe())
-        return bytes(rewriter.quantize(ranges, enable_progress_bar=False, enable_progress_report=False).quantized_model)
+        return bytes(rewriter.quantize(ranges, enable_progress_report=False).quantized_model)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the quantiser's warnings and progress bars from the terminal."""
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield

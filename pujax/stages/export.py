@@ -28,7 +28,8 @@ from pujax.score_table import read_selection
 from pujax.sharding import is_main_process, replicate
 
 RESULTS_VERSION = 1
-_TEST_IMAGES, _CALIBRATION_IMAGES = 1000, 512
+_FEWEST_IMAGES, _MOST_IMAGES, _CALIBRATION_IMAGES = 200, 1000, 512
+_OPERATIONS = 2e11  # that comparing one file may take on one thread, where that is more than the fewest images
 
 
 def run(job: Job, *, found: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Any]:
@@ -43,7 +44,8 @@ def run(job: Job, *, found: dict[str, Any], inputs: dict[str, Any]) -> dict[str,
         UserError: a file does not answer as the student does, or cannot be written; none is left.
     """
     student = load_network(job.workdir.unit("distill").student, dtype=jnp.dtype(jnp.float32))
-    images, labels = _sample(job.sources["test"], _TEST_IMAGES)
+    affordable = int(_OPERATIONS / found["distill"]["flops_per_image"])
+    images, labels = _sample(job.sources["test"], min(max(affordable, _FEWEST_IMAGES), _MOST_IMAGES))
     expected = _logits(job, student, images)
     if not is_main_process():
         return {}
