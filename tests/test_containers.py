@@ -321,7 +321,7 @@ def test_a_malicious_pickle_does_not_run(tmp_path, call):
 @pytest.mark.parametrize(
     "value",
     [np.array([{}], object), {1}, object(), np.zeros(2, "M8[s]"), np.zeros(2, [("a", int)]), np.array(["text"]), 1j],
-    ids=repr,
+    ids=["objects", "a set", "an object", "dates", "records", "texts", "a complex number"],
 )
 def test_what_is_no_plain_data_is_refused(value):
     for protocol in range(6):
