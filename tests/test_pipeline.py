@@ -146,6 +146,7 @@ def test_eight_devices_mine_the_same_images(undisturbed, tmp_path):
     assert eight["scorer"]["class_prior"] == pytest.approx(one["scorer"]["class_prior"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(undisturbed, tmp_path):
     one_dir, one, _ = undisturbed
     workdir = tmp_path / "run"

@@ -34,6 +34,7 @@ def table(folder, num_images=1000, shard_size=1):
     return own
 
 
+@pytest.mark.slow
 def test_a_thousand_shards_are_chosen_from_as_one(tmp_path):
     many = table(tmp_path / "many")
     many.check()
