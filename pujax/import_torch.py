@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import sys
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +11,11 @@ import numpy as np
 from etils import epath
 
 from pujax.artifacts import replacing
+from pujax.command_line import Parser, run
 from pujax.data.class_names import read_names
 from pujax.data.decode import EXTENSIONS, fit_arrays, try_decode
 from pujax.data.embedded import load_embedded
+from pujax.data.reading import spread
 from pujax.errors import UserError
 from pujax.importers.convert import convert
 from pujax.importers.network import import_network
@@ -42,11 +43,6 @@ PyTorch's network where --network names it, or with logits that were recorded be
 Exit status: 0 done, 2 the input is wrong, 1 anything else."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise UserError(f"{message}; see --help")
-
-
 def _numbers(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split(","))
 
@@ -69,12 +65,7 @@ _numbers.__name__, _positive.__name__, _share.__name__ = "list of numbers", "pos
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = _Parser(
-        prog="python -m pujax.import_torch",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("pujax.import_torch", _DESCRIPTION)
     add = parser.add_argument
     add("--network", default="", metavar="NAME", help="timm:NAME, torchvision:NAME, or package.module:function; "
         "the function is called with num_classes and channels, where it takes them")  # fmt: skip
@@ -232,7 +223,7 @@ def _sample_images(folder: str | None, preprocessing: Preprocessing) -> np.ndarr
     paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in EXTENSIONS)
     if not paths:
         raise UserError(f"--images: there is no image in {folder}")
-    chosen = [paths[i] for i in np.linspace(0, len(paths) - 1, min(NUM_IMAGES, len(paths))).astype(int)]
+    chosen = [paths[i] for i in spread(len(paths), NUM_IMAGES)]
     images = []
     for path in chosen:
         image, reason = try_decode(path.read_bytes(), preprocessing.spec)
@@ -251,16 +242,5 @@ def _describe(name: str, network: Network, features: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def run() -> None:
-    """Entry point: map the user's mistakes to one line and exit status 2."""
-    try:
-        main(sys.argv[1:])
-    except KeyboardInterrupt:
-        sys.exit("pujax: stopped")
-    except UserError as error:
-        print(f"pujax: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    run()
+    run(main)

@@ -117,6 +117,21 @@ def init_network(network: Network, rng: jax.Array) -> Network:
     return network.with_variables(variables)
 
 
+def describe(network: Network) -> dict[str, Any]:
+    """Return the model's name, its classes, and what it wants to see, as JSON takes them."""
+    return {
+        "model": network.model,
+        "num_classes": network.num_classes,
+        "class_names": list(network.class_names) if network.class_names else None,
+        "preprocessing": dataclasses.asdict(network.preprocessing),
+    }
+
+
+def preprocessing_said(description: dict[str, Any]) -> Preprocessing:
+    """Return the preprocessing in what `describe` gave, after it has been through JSON."""
+    return Preprocessing(**{key: _as_tuple(value) for key, value in description["preprocessing"].items()})
+
+
 def save_network(path: epath.Path, network: Network, *, origin: dict[str, Any] | None = None) -> None:
     """Write weights, description and, where there is one, the graph to one safetensors file.
 
@@ -125,12 +140,7 @@ def save_network(path: epath.Path, network: Network, *, origin: dict[str, Any] |
         network: what is written.
         origin: for a network that was made elsewhere: what is to be known of it, for readers of the file's metadata.
     """
-    description = {
-        "model": network.model,
-        "num_classes": network.num_classes,
-        "class_names": network.class_names,
-        "preprocessing": dataclasses.asdict(network.preprocessing),
-    }
+    description = describe(network)
     variables = network.variables
     if network.graph:
         description["flops_per_image"] = network.graph.flops_per_image
@@ -156,9 +166,7 @@ def load_network(path: epath.Path, *, dtype: jnp.dtype) -> Network:
     options = {
         "num_classes": description["num_classes"],
         "class_names": _as_tuple(description["class_names"]),
-        "preprocessing": Preprocessing(
-            **{key: _as_tuple(value) for key, value in description["preprocessing"].items()}
-        ),
+        "preprocessing": preprocessing_said(description),
         "dtype": dtype,
     }
     if description["model"] == EXPORTED:

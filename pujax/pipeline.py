@@ -223,8 +223,9 @@ def make_units(job: Job) -> dict[str, Unit]:
         )
     for name in job.config.baselines:
         work[f"baselines/{name}"] = lambda name=name: baselines.run(job, name, budget=block("select")["selected"])
+    weights = weights_digests(job.config)
     for name, stage in work.items():
-        units[name] = Unit(name, job.workdir.unit(name), unit_inputs(job, name), stage)
+        units[name] = Unit(name, job.workdir.unit(name), unit_inputs(job, name, weights), stage)
     others = dict(units)
     units["report"] = Unit(
         "report",
@@ -236,8 +237,20 @@ def make_units(job: Job) -> dict[str, Unit]:
     return units
 
 
-def unit_inputs(job: Job, name: str) -> dict[str, Any]:
-    """Return the options, sources and results versions that a unit's numbers depend on."""
+def weights_digests(config: Config) -> dict[str, str]:
+    """Return a digest of each weights file that the options give, by its option; large files are read once for it."""
+    given = {"teacher.weights": teacher.weights_path(config), "distill.weights": config.distill.weights}
+    return {option: _file_digest(epath.Path(path)) for option, path in given.items() if path}
+
+
+def unit_inputs(job: Job, name: str, weights: dict[str, str]) -> dict[str, Any]:
+    """Return the options, sources, weights and results versions that a unit's numbers depend on.
+
+    Args:
+        job: the job.
+        name: of the unit.
+        weights: from `weights_digests`.
+    """
     config, stage = job.config, name.split("/")[0]
     stages = (*_BEFORE[stage], stage)
     trains_teacher = not config.teacher.weights
@@ -259,10 +272,8 @@ def unit_inputs(job: Job, name: str) -> dict[str, Any]:
     parts = {"teacher": ("test", *(("full",) if trains_teacher else ())), "scorer": ("labelled", "pool")}
     used = [part for own in stages for part in parts.get(own, ())] + (["full"] if name == "baselines/full_data" else [])
     inputs |= {f"contents of data.{part}": job.sources[part].fingerprint for part in used if part in job.sources}
-    if not trains_teacher:
-        inputs["contents of teacher.weights"] = _file_digest(teacher.weights_path(config))
-    if config.distill.weights and stage in ("distill", "export", "baselines"):
-        inputs["contents of distill.weights"] = _file_digest(epath.Path(config.distill.weights))
+    own = {"teacher.weights", *(("distill.weights",) if stage in ("distill", "export", "baselines") else ())}
+    inputs |= {f"contents of {option}": digest for option, digest in weights.items() if option in own}
     if stage == "export":  # a package that is installed later makes a format possible
         inputs["export.formats"] = [name for name in config.export.formats if not FORMATS[name].missing()]
     return inputs | {f"results version of {own}": _VERSIONS[own] for own in stages}

@@ -1,13 +1,12 @@
 """Compare runs in one HTML page: `python -m pujax.report_runs runs/a runs/b --out compare.html`."""
 
 import argparse
-import sys
 from collections.abc import Sequence
-from typing import Any
 
 from etils import epath
 
 from pujax.artifacts import Workdir, load_json, write_atomic
+from pujax.command_line import Parser, run
 from pujax.errors import UserError
 from pujax.report.compare import Run, compare_page, flatten_json
 
@@ -18,19 +17,9 @@ _DESCRIPTION = """Compare runs in one HTML page. Runs that differ only in their 
 Exit status: 0 done, 2 the input is wrong, 1 anything else."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise UserError(f"{message}; see --help")
-
-
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = _Parser(
-        prog="python -m pujax.report_runs",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("pujax.report_runs", _DESCRIPTION)
     parser.add_argument("runs", nargs="+", metavar="WORKDIR", help="work directories, local or in an object store")
     parser.add_argument("--out", default="compare.html", metavar="FILE", help="the page (default: compare.html)")
     return parser
@@ -60,14 +49,5 @@ def main(argv: Sequence[str]) -> None:
     print(f"report: {options.out}")
 
 
-def run() -> None:
-    """Entry point: map the user's mistakes to one line and exit status 2."""
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        print(f"pujax: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    run()
+    run(main)

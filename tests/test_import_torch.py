@@ -293,7 +293,7 @@ def call(monkeypatch, capfd, tmp_path):
     def call(*options, out="t.safetensors"):
         monkeypatch.setattr(sys, "argv", ["pujax.import_torch", *options, f"--out={tmp_path}/{out}"])
         with pytest.raises(SystemExit) as stop:
-            import_torch.run()
+            import_torch.run(import_torch.main)
         assert stop.value.code == 2
         lines = capfd.readouterr().err.splitlines()
         assert len(lines) == 1 and lines[0].startswith("pujax: "), lines

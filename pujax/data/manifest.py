@@ -64,6 +64,11 @@ class Manifest:
         return pa.chunked_array([chunk for part in parts for chunk in self.load_part(part)[name].chunks])
 
 
+def open_manifest(listing: Listing, folder: epath.Path | None, *, limit: int = 0) -> Manifest:
+    """Return `list_once` in a folder, or `list_now` where none is given."""
+    return list_now(listing, limit=limit) if folder is None else list_once(listing, folder, limit=limit)
+
+
 def list_once(listing: Listing, folder: epath.Path, *, limit: int = 0) -> Manifest:
     """Return the manifest that is kept in `folder`; list the images where it is not there yet.
 

@@ -13,6 +13,11 @@ from pujax.sharding import barrier, is_main_process
 _BATCH = 4096  # images held in memory at a time
 
 
+def spread(size: int, count: int) -> np.ndarray:
+    """Return up to `count` of the rows 0..size-1, int64 [n], sorted and evenly spread."""
+    return np.unique(np.linspace(0, size - 1, min(count, size)).astype(np.int64))
+
+
 def read_or_fail(source: ImageSource, indices: np.ndarray, what: str) -> np.ndarray:
     """Return images uint8 [n, H, W, C].
 

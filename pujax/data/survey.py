@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
+from pujax.data.reading import spread
 from pujax.data.sources import ImageSource
 from pujax.data.sources.encoded import EncodedSource
 
@@ -27,7 +28,7 @@ class Survey:
 
 def survey(source: ImageSource, count: int) -> Survey:
     """Read `count` images, spread evenly over a source."""
-    rows = np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).astype(np.int64))
+    rows = spread(len(source), count)
     source.read(rows[:1])  # starts what decodes
     started = time.monotonic()
     images, reasons = source.read(rows)

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pujax.exporters.description import describe
 from pujax.exporters.function import input_dtype, make_function
 from pujax.exporters.onnx_graph import trace
 from pujax.exporters.onnx_passes import clipped, folded, without_dead
-from pujax.networks import Network
+from pujax.networks import Network, describe
 
 OPSET, _IR_VERSION = 18, 8  # which belong together, and which runtimes of several years read
 LOADER = """

@@ -4,15 +4,12 @@ That process knows the file and the format's own runtime; it runs on one thread 
 """
 
 import dataclasses
-import os
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from pujax.errors import UserError
+from pujax.parity import difference, run_apart
 
 # A loader is a few lines that make `run`, images [n, H, W, C] -> logits [n, K], out of `path`; `uint8` says of which
 # kind the images are.
@@ -92,13 +89,11 @@ def compare(expected: np.ndarray, logits: np.ndarray, labels: np.ndarray, limits
     """
     if logits.shape != expected.shape:
         raise UserError(f"logits have shape {logits.shape}, the original's {expected.shape}")
-    difference, scale = float(np.abs(logits - expected).max()), float(np.abs(expected).max())
-    taken = np.take_along_axis(expected, logits.argmax(1)[:, None], 1)[:, 0]
-    slack = 2 * limits.difference * scale if limits.ties else 0.0
+    found = difference(expected, logits, ties=limits.difference if limits.ties else 0.0)
     return Parity(
-        max_abs_diff=difference,
-        relative_diff=difference / max(scale, 1e-30),
-        top1_agreement=float((taken >= expected.max(1) - slack).mean()),
+        max_abs_diff=found.largest,
+        relative_diff=found.relative,
+        top1_agreement=found.top1_agreement,
         accuracy=float((logits.argmax(1) == labels).mean()),
         original_accuracy=float((expected.argmax(1) == labels).mean()),
     )
@@ -119,13 +114,6 @@ def replay(loader: str, path: Path, images: np.ndarray, *, timed: bool = True) -
     Raises:
         UserError: it cannot be loaded or run.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        inputs, outputs = Path(folder) / "images.npy", Path(folder) / "logits.npy"
-        np.save(inputs, images)
-        command = [sys.executable, "-c", _BEGIN + loader + _END, str(path), str(inputs), str(outputs), str(timed)]
-        environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}  # accelerators round sums to fewer digits
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            last = (done.stderr.splitlines() or ["no word on stderr"])[-1]
-            raise UserError(f"{path.name} does not run: {last} (exit status {done.returncode})")
-        return np.load(outputs), float(done.stdout.splitlines()[-1]) if timed else None
+    program = _BEGIN + loader + _END
+    logits, printed = run_apart(program, path, images, [str(timed)], what=path.name, env={"XLA_FLAGS": ""})
+    return logits, float(printed.splitlines()[-1]) if timed else None

@@ -9,10 +9,9 @@ import numpy as np
 from etils import epath
 
 from pujax.errors import UserError
-from pujax.exporters.description import describe
 from pujax.importers.names import namings_of, torch_names
 from pujax.models.exported import EXPORTED
-from pujax.networks import Network
+from pujax.networks import Network, describe
 from pujax.weights import save_weights
 
 # Read back by the importer, since PyTorch may not be there.
@@ -22,12 +21,11 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 from pujax.importers.network import import_network
-from pujax.networks import Preprocessing
+from pujax.networks import preprocessing_said
 from pujax.weights import load_metadata
 told = json.loads(load_metadata(epath.Path(path))["network"])
-preprocessing = Preprocessing(**{k: tuple(v) if isinstance(v, list) else v for k, v in told["preprocessing"].items()})
 network = import_network(epath.Path(path), told["model"], num_classes=told["num_classes"],
-                         preprocessing=preprocessing, dtype=jnp.dtype(jnp.float32))
+                         preprocessing=preprocessing_said(told), dtype=jnp.dtype(jnp.float32))
 classify = network.logits if uint8 else lambda v, images: network.module.apply(v, images, train=False)[0]
 compiled = jax.jit(classify)
 run = lambda images: compiled(network.variables, images)

@@ -4,11 +4,6 @@ The converted file is read and run in a process of its own in which PyTorch cann
 """
 
 import dataclasses
-import os
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +12,7 @@ from etils import epath
 from pujax.errors import UserError
 from pujax.importers.features import first_tensor
 from pujax.networks import Preprocessing
+from pujax.parity import difference, run_apart
 
 BATCH_SIZES = (32, 7, 1)  # each image is in one of them
 NUM_IMAGES = sum(BATCH_SIZES)
@@ -61,10 +57,7 @@ class Parity:
 
 def compare(expected: np.ndarray, logits: np.ndarray) -> Parity:
     """Compare logits float32 [N, K] with those that are expected."""
-    difference, scale = np.abs(logits - expected).max(), np.abs(expected).max()
-    taken = np.take_along_axis(expected, logits.argmax(1)[:, None], 1)[:, 0]
-    agrees = taken >= expected.max(1) - 2 * TOLERANCE * scale
-    return Parity(len(expected), float(difference), float(difference / max(scale, 1e-30)), float(agrees.mean()))
+    return Parity(len(expected), *difference(expected, logits, ties=TOLERANCE))
 
 
 def torch_logits(module: Any, preprocessing: Preprocessing, images: np.ndarray) -> np.ndarray:
@@ -94,13 +87,5 @@ def logits_without_torch(path: epath.Path, images: np.ndarray) -> np.ndarray:
     Raises:
         UserError: the file cannot be read or run.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        inputs, outputs = Path(folder) / "images.npy", Path(folder) / "logits.npy"
-        np.save(inputs, images)
-        command = [sys.executable, "-c", _REPLAY, str(path), str(inputs), str(outputs), *map(str, BATCH_SIZES)]
-        environment = os.environ | {"JAX_PLATFORMS": "cpu"}  # accelerators round sums to fewer digits
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            last = (done.stderr.splitlines() or ["no word on stderr"])[-1]
-            raise UserError(f"the converted network does not run: {last} (exit status {done.returncode})")
-        return np.load(outputs)
+    sizes = list(map(str, BATCH_SIZES))
+    return run_apart(_REPLAY, path, images, sizes, what="the converted network", env={})[0]

@@ -14,16 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from pujax.artifacts import save_json, write_atomic
-from pujax.data.reading import read_or_fail
+from pujax.data.reading import read_or_fail, spread
 from pujax.data.sources import ImageSource
 from pujax.errors import UserError
-from pujax.exporters.description import describe
 from pujax.exporters.formats import FORMATS, Format
 from pujax.exporters.parity import compare, replay
 from pujax.inference import map_images
 from pujax.job import Job
 from pujax.model_card import as_markdown, make_card
-from pujax.networks import Network, load_network
+from pujax.networks import Network, describe, load_network
 from pujax.score_table import read_selection
 from pujax.sharding import is_main_process, replicate
 
@@ -127,15 +126,14 @@ def _export(
 
 def _sample(source: ImageSource, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Return images uint8 [n, H, W, C] of a labelled source, spread over it, and their labels int32 [n]."""
-    rows = np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).astype(int))
+    rows = spread(len(source), count)
     return read_or_fail(source, rows, "data.test"), source.labels[rows]
 
 
 def _training_sample(job: Job) -> np.ndarray:
     """Return images uint8 [n, H, W, C] that the student was trained on, spread over the labelled and the chosen."""
     labelled, chosen = job.sources["labelled"], read_selection(job.workdir.selected)
-    rows = np.linspace(0, len(labelled) + len(chosen) - 1, _CALIBRATION_IMAGES).astype(int)
-    rows = np.unique(rows)
+    rows = spread(len(labelled) + len(chosen), _CALIBRATION_IMAGES)
     own, other = rows[rows < len(labelled)], chosen[rows[rows >= len(labelled)] - len(labelled)]
     parts = ((labelled, own), (job.sources["pool"], other))
     return np.concatenate([read_or_fail(source, index, "training set") for source, index in parts if len(index)])

@@ -14,7 +14,7 @@ from pujax.config import Config, with_options
 from pujax.data.batches import index_batches
 from pujax.data.class_names import given_class_names
 from pujax.data.embedded import embedded_path
-from pujax.data.reading import read_or_fail, training_images
+from pujax.data.reading import read_or_fail, spread, training_images
 from pujax.data.sources import ImageSource
 from pujax.data.transforms import augment
 from pujax.errors import UserError
@@ -61,7 +61,7 @@ def run(job: Job) -> dict[str, Any]:
 
 def doubts_about(teacher: Network, labelled: ImageSource) -> list[str]:
     """Return what seems to be wrong with a given teacher, judged by some labelled images."""
-    rows = np.unique(np.linspace(0, len(labelled) - 1, min(1024, len(labelled))).astype(np.int64))
+    rows = spread(len(labelled), 1024)
     return check_teacher(teacher, read_or_fail(labelled, rows, "labelled images"), labelled.labels[rows])[1]
 
 

@@ -159,9 +159,9 @@ def _in_order(source: ImageSource, class_names: tuple[str, ...] | None, where: s
             f"{where} has a class {unknown[0]!r}, which is none of the {len(class_names)} of the teacher or of "
             f"data.class_names ({', '.join(class_names[:5])}, ...); rename it, or correct these"
         )
-    order = np.array([class_names.index(name) for name in source.class_names], np.int32)
     if source.class_names == class_names:
         return source
+    order = np.array([class_names.index(name) for name in source.class_names], np.int32)
     fingerprint = digest(source.fingerprint, class_names)
     return dataclasses.replace(source, labels=order[source.labels], class_names=class_names, fingerprint=fingerprint)
 

@@ -7,7 +7,7 @@ not needed.
 import functools
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from pujax.data.decode import ImageSpec
 from pujax.data.sources.encoded import EncodedSource, whole
 from pujax.data.sources.labels import to_labels
 from pujax.data.sources.naming import digest
-from pujax.data.sources.rows import Rows, rows_of
+from pujax.data.sources.rows import InRows, rows_of
 from pujax.errors import UserError
 
 SUFFIX = r"\.array_?record(-[\d*?]+-of-[\d*?]+|\*)?"
@@ -30,20 +30,10 @@ _OPEN = 16  # files
 
 
 @dataclass(frozen=True)
-class _Records:
+class _Records(InRows):
     """The records of ArrayRecord files."""
 
     paths: list[str]
-    rows: Rows
-    fingerprint: str
-    skipped: dict[str, int] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def keys(self, places: np.ndarray) -> list[str]:
-        """Return file and record."""
-        return self.rows.keys(places)
 
     def fetch(self, places: np.ndarray) -> list[bytes]:
         """Read the records of each file at once."""
@@ -70,7 +60,7 @@ def open_array_record(config: SourceConfig, spec: ImageSpec, labelled: bool) -> 
     paths = [shard.path for shard in shards]
     names, counts = storage.relative_names(paths), [_count(path) for path in paths]
     fingerprint = digest(names, counts, [shard.size for shard in shards], [shard.version for shard in shards])
-    files = _Records(paths, rows_of(names, counts), fingerprint)
+    files = _Records(paths, rows=rows_of(names, counts), fingerprint=fingerprint)
     if len(files):
         _check_record(files.records(np.arange(1))[0], files.keys(np.arange(1))[0])
     labels, classes = None, None

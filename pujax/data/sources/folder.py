@@ -12,8 +12,9 @@ from etils import epath
 from pujax.config import SourceConfig
 from pujax.data import storage
 from pujax.data.decode import ImageSpec
-from pujax.data.manifest import Listing, Manifest, list_now, list_once
+from pujax.data.manifest import Listing, open_manifest
 from pujax.data.sources.encoded import EncodedSource, whole
+from pujax.data.sources.listed import Listed
 from pujax.data.walk import list_files, path_of
 from pujax.errors import UserError
 
@@ -21,28 +22,10 @@ _SCHEMA = pa.schema([("key", pa.string()), ("size", pa.int64()), ("modified", pa
 
 
 @dataclass(frozen=True)
-class _Listed:
+class _Files(Listed):
     """JPEG, PNG and other image files under a folder, in the order of its manifest."""
 
     root: str
-    manifest: Manifest
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the listing: names, sizes and times of modification, or the store's tags."""
-        return self.manifest.fingerprint
-
-    @property
-    def skipped(self) -> dict[str, int]:
-        """What looked like an image and is none, by kind."""
-        return self.manifest.skipped
-
-    def __len__(self) -> int:
-        return self.manifest.count
-
-    def keys(self, places: np.ndarray) -> list[str]:
-        """Return paths relative to the folder."""
-        return self.manifest.keys(places)
 
     def fetch(self, places: np.ndarray) -> list[bytes | str]:
         """Return paths; of a store, contents."""
@@ -61,12 +44,9 @@ def open_folder(
         raise UserError(f"there is no folder {config.path!r}; give the folder of a data source as its path")
     limit = 0 if labelled else config.limit  # every file is listed for the class folders
     listing = folder_listing(config.path)
-    if manifest_folder is None:
-        manifest = list_now(listing, limit=limit)
-    else:
-        manifest = list_once(listing, manifest_folder, limit=limit)
+    manifest = open_manifest(listing, manifest_folder, limit=limit)
     labels, names = class_folders(manifest.column("key")) if labelled and manifest.count else (None, None)
-    return whole(_Listed(config.path, manifest), spec, labels, names)
+    return whole(_Files(manifest, manifest.fingerprint, config.path), spec, labels, names)
 
 
 def folder_listing(root: str) -> Listing:

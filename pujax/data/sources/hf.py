@@ -3,7 +3,7 @@
 import itertools
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from pujax.data.sources.columns import holds_images, image_column, image_of, lab
 from pujax.data.sources.encoded import EncodedSource, whole
 from pujax.data.sources.labels import to_labels
 from pujax.data.sources.naming import digest
-from pujax.data.sources.rows import Rows, rows_of
+from pujax.data.sources.rows import InRows, locate, rows_of, starts_of
 from pujax.errors import UserError
 
 INDEX = "state.json"  # of a dataset
@@ -25,26 +25,15 @@ _END = b"\xff\xff\xff\xff\0\0\0\0"  # of a stream
 
 
 @dataclass(frozen=True)
-class _ArrowRows:
+class _ArrowRows(InRows):
     """The rows of Arrow files; the operating system reads what is asked for."""
 
     batches: list[pa.Array]  # images, in batches as the files have them
     starts: np.ndarray  # int64 [batches + 1]
-    rows: Rows
-    fingerprint: str
-    skipped: dict[str, int] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def keys(self, places: np.ndarray) -> list[str]:
-        """Return file and row."""
-        return self.rows.keys(places)
 
     def fetch(self, places: np.ndarray) -> list[bytes | str]:
         """Return contents, or paths of files that the dataset only names."""
-        batches = np.searchsorted(self.starts, places, side="right") - 1
-        return [image_of(self.batches[batch], int(row)) for batch, row in zip(batches, places - self.starts[batches])]
+        return [image_of(self.batches[batch], int(row)) for batch, row in zip(*locate(self.starts, places))]
 
 
 def open_hf(config: SourceConfig, spec: ImageSpec, labelled: bool) -> EncodedSource:
@@ -64,7 +53,7 @@ def open_hf(config: SourceConfig, spec: ImageSpec, labelled: bool) -> EncodedSou
     label = _label_of(features, schema)
     columns = [file[image].chunks for file in files]
     batches = list(itertools.chain.from_iterable(columns))
-    starts = np.concatenate([[0], np.cumsum([len(batch) for batch in batches], dtype=np.int64)])
+    starts = starts_of([len(batch) for batch in batches])
     statuses = [os.stat(path) for path in paths]
     fingerprint = digest(state.get("_fingerprint"), [[status.st_size, status.st_mtime_ns] for status in statuses])
     rows = rows_of([path.name for path in paths], [len(file) for file in files])
@@ -73,7 +62,7 @@ def open_hf(config: SourceConfig, spec: ImageSpec, labelled: bool) -> EncodedSou
         names = (features.get(label) or {}).get("names")
         column = pa.chunked_array([chunk for file in files for chunk in file[label].chunks])
         labels, names = to_labels(column, str(folder), tuple(names) if names else None)
-    return whole(_ArrowRows(batches, starts, rows, fingerprint), spec, labels, names)
+    return whole(_ArrowRows(batches, starts, rows=rows, fingerprint=fingerprint), spec, labels, names)
 
 
 def _split_folder(config: SourceConfig) -> Path:

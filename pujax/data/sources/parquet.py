@@ -21,7 +21,7 @@ from pujax.data.sources.columns import class_names, image_column, image_of, labe
 from pujax.data.sources.encoded import EncodedSource, whole
 from pujax.data.sources.labels import to_labels
 from pujax.data.sources.naming import digest
-from pujax.data.sources.rows import Rows, rows_of
+from pujax.data.sources.rows import InRows, locate, rows_of, starts_of
 from pujax.errors import UserError
 
 SUFFIX = r"\.parquet"
@@ -39,31 +39,21 @@ class _Footer(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _ParquetRows:
+class _ParquetRows(InRows):
     """The rows of Parquet files."""
 
     paths: list[str]
     columns: list[str]  # of the images, by file
     groups: list[np.ndarray]  # int64, first row of each row group and the number of all, by file
-    rows: Rows
-    fingerprint: str
-    skipped: dict[str, int] = field(default_factory=dict)
     cache: "_Cache" = field(default_factory=lambda: _Cache())
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def keys(self, places: np.ndarray) -> list[str]:
-        """Return file and row."""
-        return self.rows.keys(places)
 
     def fetch(self, places: np.ndarray) -> list[bytes | str]:
         """Take the rows out of their row groups."""
         images = []
         for file, row in zip(*self.rows.locate(places)):
-            group = int(np.searchsorted(self.groups[file], row, side="right")) - 1
+            group, at = map(int, locate(self.groups[file], row))
             column = self.cache.get((int(file), group), lambda file=file, group=group: self._read_group(file, group))
-            images.append(image_of(column, int(row - self.groups[file][group])))
+            images.append(image_of(column, at))
         return images
 
     def _read_group(self, file: int, group: int) -> pa.ChunkedArray:
@@ -123,8 +113,9 @@ def open_parquet(config: SourceConfig, spec: ImageSpec, labelled: bool) -> Encod
     names = storage.relative_names(paths)
     counts = [sum(footer.groups) for footer in footers]
     fingerprint = digest(names, counts, [shard.size for shard in shards], [shard.version for shard in shards])
-    groups = [np.concatenate([[0], np.cumsum(footer.groups, dtype=np.int64)]) for footer in footers]
-    files = _ParquetRows(paths, [footer.image for footer in footers], groups, rows_of(names, counts), fingerprint)
+    groups = [starts_of(footer.groups) for footer in footers]
+    columns, rows = [footer.image for footer in footers], rows_of(names, counts)
+    files = _ParquetRows(paths, columns, groups, rows=rows, fingerprint=fingerprint)
     labels, classes = None, None
     if labelled and len(files) and all(footer.label for footer in footers):
         chunks = [chunk for path, footer in zip(paths, footers) for chunk in _read_column(path, footer.label)]

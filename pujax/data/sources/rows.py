@@ -1,6 +1,6 @@
 """Images in the rows of several files: which row of which file each one is."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -17,8 +17,7 @@ class Rows:
 
     def locate(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return (number of the file, row in it), int [n] each."""
-        files = np.searchsorted(self.starts, places, side="right") - 1
-        return files, places - self.starts[files]
+        return locate(self.starts, places)
 
     def keys(self, places: np.ndarray) -> list[str]:
         """Return file and row."""
@@ -27,4 +26,31 @@ class Rows:
 
 def rows_of(names: list[str], counts: list[int]) -> Rows:
     """Return the rows of files that hold so many each."""
-    return Rows(names, np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]))
+    return Rows(names, starts_of(counts))
+
+
+def starts_of(counts: list[int]) -> np.ndarray:
+    """Return the first row of each of several runs of rows, and the number of all, int64 [n + 1]."""
+    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+
+
+def locate(starts: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (number of the run, row in it) of rows, int [n] each; `starts` as from `starts_of`."""
+    runs = np.searchsorted(starts, places, side="right") - 1
+    return runs, places - starts[runs]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InRows:
+    """Images in the rows of files; each kind says how they are fetched."""
+
+    rows: Rows
+    fingerprint: str
+    skipped: dict[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def keys(self, places: np.ndarray) -> list[str]:
+        """Return file and row."""
+        return self.rows.keys(places)

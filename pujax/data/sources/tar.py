@@ -21,9 +21,10 @@ from etils import epath
 from pujax.config import SourceConfig
 from pujax.data import storage
 from pujax.data.decode import ImageSpec
-from pujax.data.manifest import Entry, Listing, Manifest, list_now, list_once
+from pujax.data.manifest import Entry, Listing, open_manifest
 from pujax.data.sources.encoded import EncodedSource, whole
 from pujax.data.sources.labels import to_labels
+from pujax.data.sources.listed import Listed
 from pujax.data.sources.naming import digest
 from pujax.data.walk import key_of, looks_like_image
 from pujax.errors import UserError
@@ -51,24 +52,10 @@ class Member(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Members:
+class _Members(Listed):
     """The images of some tar files, in the order of these and in theirs."""
 
     shards: list[str]
-    manifest: Manifest
-    fingerprint: str
-
-    @property
-    def skipped(self) -> dict[str, int]:
-        """What looked like an image and is none, by kind."""
-        return self.manifest.skipped
-
-    def __len__(self) -> int:
-        return self.manifest.count
-
-    def keys(self, places: np.ndarray) -> list[str]:
-        """Return shard and name in it."""
-        return self.manifest.keys(places)
 
     def fetch(self, places: np.ndarray) -> list[bytes]:
         """Read one part of a shard for each image."""
@@ -97,14 +84,11 @@ def open_tar(
         lambda after, skipped: _list_shards(shards, names, labelled, after, skipped),
     )
     limit = 0 if labelled and config.per_class else config.limit
-    if manifest_folder is None:
-        manifest = list_now(listing, limit=limit)
-    else:
-        manifest = list_once(listing, manifest_folder, limit=limit)
+    manifest = open_manifest(listing, manifest_folder, limit=limit)
     labels, classes = None, None
     if labelled and manifest.count:
         labels, classes = to_labels(manifest.column("label"), config.path)
-    files = _Members([shard.path for shard in shards], manifest, digest(contents, manifest.fingerprint))
+    files = _Members(manifest, digest(contents, manifest.fingerprint), [shard.path for shard in shards])
     return whole(files, spec, labels, classes)
 
 
