@@ -233,6 +233,8 @@ def test_batch_norm_gradients_equal_pytorch(shape):
         (1, 3, 1, 5, 6, 8),
         (1, 5, 0, 9, 14, 1),
         (1, 3, 0, 6, 12, 4),
+        (1, 3, 1, 2, 1, 9),  # as one matrix product
+        (1, 3, 0, 4, 3, 2),
         (1, 3, 1, 6, 7, 8),  # as they are
         (1, 3, 1, 6, 8, 9),
         (1, 1, 0, 4, 4, 2),

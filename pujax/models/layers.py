@@ -37,6 +37,8 @@ def conv(
     )
 
 
+_CONV_OPTIONS = ("strides", "padding", "lhs_dilation", "rhs_dilation", "dimension_numbers", "feature_group_count",
+                 "precision", "preferred_element_type")  # fmt: skip
 _recast = contextvars.ContextVar("_recast", default=True)
 
 
@@ -67,15 +69,34 @@ def cpu_conv(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **opti
     """
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
+    return _cpu_conv(x, kernel, strides=tuple(strides), padding=tuple(map(tuple, padding)), **options)
+
+
+# Compiled apart for its name alone: whoever reads a traced network sees one operation, not its pieces.
+@functools.partial(jax.jit, static_argnames=_CONV_OPTIONS)
+def _cpu_conv(x: jax.Array, kernel: jax.Array, *, strides: Any, padding: Any, **options: Any) -> jax.Array:
     if options["feature_group_count"] > 1:
         if kernel.shape[2] == 1 and kernel.shape[3] == x.shape[-1]:
-            return depthwise_conv(x, kernel, tuple(strides), tuple(padding))
+            return depthwise_conv(x, kernel, strides, padding)
         return lax.conv_general_dilated(x, kernel, strides, padding, **options)
-    if tuple(strides) == (2, 2):
+    if strides == (2, 2):
         return phase_conv(x, kernel, padding, **options)
-    if tuple(strides) == (1, 1):
-        return narrow_conv(x, kernel, tuple(padding))
+    if strides == (1, 1):
+        rows, columns = (n + sum(pad) - size + 1 for n, pad, size in zip(x.shape[1:3], padding, kernel.shape))
+        if max(rows, columns) <= _TINY:
+            return patch_conv(x, kernel, padding)
+        return narrow_conv(x, kernel, padding)
     return lax.conv_general_dilated(x, kernel, strides, padding, **options)
+
+
+_TINY = 2  # pixels; XLA:CPU takes up to 70 times as long for outputs of 2x2 as for 3x3 with as many channels
+CPU_CONV = _cpu_conv.__name__  # of the operation in a traced network
+
+
+def patch_conv(x: jax.Array, kernel: jax.Array, padding: Any) -> jax.Array:
+    """Convolve with stride 1 as one matrix product over all patches; arguments as for `narrow_conv`."""
+    patches = jnp.concatenate(_shifted_images(x, kernel, (1, 1), padding), axis=-1)
+    return patches @ kernel.reshape(-1, kernel.shape[-1])
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))  # traced once for all blocks of one shape
