@@ -231,6 +231,9 @@ class ExportConfig:
     # Those without a package of their own by default; a format whose packages are missing is skipped.
     formats: tuple[str, ...] = option(("stablehlo", "torch"), choices=EXPORT_FORMATS)
     preprocessing: bool = True  # files take uint8 pixels; False: normalised float32
+    # Steps that the student is distilled further for, with int8 simulated, before litert_int8 is written; 0: none.
+    int8_steps: int = option(0, at_least=0)
+    int8_learning_rate: float = option(1e-3, above=0)  # of these steps; the rest is as in distill
 
 
 @dataclass(slots=True)

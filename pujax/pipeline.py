@@ -260,7 +260,7 @@ def unit_inputs(job: Job, name: str, weights: dict[str, str]) -> dict[str, Any]:
         "score": ("score.",),
         "select": ("select.", "distill.num_steps", "distill.batch_size"),
         "distill": ("distill.",),
-        "export": ("export.preprocessing",),
+        "export": ("export.preprocessing", "export.int8_"),
         "baselines": ("distill.",),
     }
     wanted = tuple(prefix for own in stages for prefix in prefixes[own])

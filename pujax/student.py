@@ -32,10 +32,13 @@ from pujax.kd_losses import (
 from pujax.metrics import MetricsLog, flops_per_image, num_params
 from pujax.networks import Network, abstract_network, describes_itself, init_network, load_network, save_network
 from pujax.progress import Progress
+from pujax.score_table import read_selection
 from pujax.sharding import barrier, is_main_process, replicate
 from pujax.train import LossFn, fit
 
 Parts = list[tuple[ImageSource, np.ndarray]]  # (source, indices) pairs, the labelled images first
+# (student, variables, normalised images) -> (logits, BatchNorm's running statistics)
+Forward = Callable[[Network, Any, jax.Array], tuple[jax.Array, Any]]
 
 
 class ExtraTerm(NamedTuple):
@@ -57,6 +60,8 @@ def train_student(
     log: MetricsLog,
     name: str,
     extra: ExtraTerm | None = None,
+    begin: Network | None = None,
+    forward: Forward | None = None,
 ) -> tuple[Network, int]:
     """Distil the teacher into a student on given images.
 
@@ -71,6 +76,8 @@ def train_student(
         log: receives the metrics.
         name: prefix of the metrics.
         extra: a further term of the loss.
+        begin: the student at step 0; without it, a fresh one by `begin_with`.
+        forward: how the student computes in training; without it, as it is with BatchNorm of the batch.
 
     Returns:
         (the student after the last step, number of training images).
@@ -78,11 +85,13 @@ def train_student(
     _check_enough(distill, parts)
     images = training_images(unit.images, parts)
     rng = jax.random.key(seed)
-    student = begin_with(distill, init_network(abstract_student(distill, teacher), jax.random.fold_in(rng, 0)))
+    if begin is None:
+        begin = begin_with(distill, init_network(abstract_student(distill, teacher), jax.random.fold_in(rng, 0)))
+    student = begin
     variables = student.variables | {"params": student.variables["params"] | (extra.params if extra else {})}
     variables = fit(
         distill,
-        make_distill_loss(distill, student, teacher, seed=seed, extra=extra),
+        make_distill_loss(distill, student, teacher, seed=seed, extra=extra, forward=forward or train_forward),
         variables,
         images=images,
         columns={"label": np.concatenate([_labels(source, index) for source, index in parts])},
@@ -115,6 +124,12 @@ def _check_enough(distill: DistillConfig, parts: Parts) -> None:
             f"distill.batch_size is {distill.batch_size}, of which {drawn} are drawn from {given} images; lower it, or "
             "choose more images (select.rule=top_k and select.budget)"
         )
+
+
+def chosen_parts(job: Job) -> Parts:
+    """Return what a job's student is trained on: all labelled images, and those chosen from the pool."""
+    labelled, pool = job.sources["labelled"], job.sources["pool"]
+    return [(labelled, np.arange(len(labelled))), (pool, read_selection(job.workdir.selected))]
 
 
 def abstract_student(distill: DistillConfig, teacher: Network) -> Network:
@@ -299,8 +314,20 @@ def _fixed_views(distill: DistillConfig, batch: dict[str, jax.Array], seed: int)
     )
 
 
+def train_forward(student: Network, variables: Any, images: jax.Array) -> tuple[jax.Array, Any]:
+    """Return logits float32 [B, K] of normalised images by the batch's statistics, and the new running ones."""
+    (logits, _), mutated = student.module.apply(variables, images, train=True, mutable=["batch_stats"])
+    return logits, mutated.get("batch_stats", {})
+
+
 def make_distill_loss(
-    distill: DistillConfig, student: Network, teacher: Network, *, seed: int, extra: ExtraTerm | None = None
+    distill: DistillConfig,
+    student: Network,
+    teacher: Network,
+    *,
+    seed: int,
+    extra: ExtraTerm | None = None,
+    forward: Forward = train_forward,
 ) -> LossFn:
     """Return the robust KD loss, plus cross-entropy on the labelled images where `label_weight` is set."""
 
@@ -316,8 +343,7 @@ def make_distill_loss(
     def loss_fn(params: Any, batch_stats: Any, frozen: Any, batch: Any, rng: jax.Array) -> Any:
         images, teacher_logits = targets(frozen, batch, rng)
         variables = {"params": params, "batch_stats": batch_stats}
-        prepared = student.preprocessing.prepare(images)
-        (logits, _), mutated = student.module.apply(variables, prepared, train=True, mutable=["batch_stats"])
+        logits, batch_stats = forward(student, variables, student.preprocessing.prepare(images))
         teacher_class = jnp.argmax(teacher_logits, axis=-1)
         kl = kl_from_logits(logits, teacher_logits, distill.temperature)
         loss = _weighted_kl(distill, kl, teacher_class, frozen["class_weights"])
@@ -330,7 +356,7 @@ def make_distill_loss(
             cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(batch["label"], 0))
             metrics["cross_entropy"] = masked_mean(cross_entropy, labelled)
             loss += distill.label_weight * metrics["cross_entropy"]
-        return loss, (mutated.get("batch_stats", {}), metrics)
+        return loss, (batch_stats, metrics)
 
     return loss_fn
 

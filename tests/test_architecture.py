@@ -24,7 +24,7 @@ LAYERS = (
     },
     {"data"},
     {"networks", "train"},
-    {"inference", "importers", "exporters"},
+    {"inference", "importers", "exporters", "quantization"},
     {"pu", "student", "job", "near_duplicates", "teacher_check", "report", "model_card"},
     {"stages"},
     {"pipeline"},

@@ -150,3 +150,28 @@ def test_the_documentations_lines_load_the_files(exported, monkeypatch, code):
     exec(code, names)
     logits = names["logits"][0] if isinstance(names["logits"], tuple) else names["logits"]  # ours has features too
     assert logits.shape[-1] == 10
+
+
+def test_further_steps_for_int8_are_taken_once_and_change_that_file_alone(again, tmp_path, monkeypatch):
+    seen = {}
+
+    def write(network, path, *, images, **options):  # a float file, which can be run without LiteRT
+        seen.update(calibration=images, params=network.variables["params"])
+        export_torch(network, path, **options)
+
+    form = dataclasses.replace(FORMATS["torch"], write=write, calibrated=True, limits=FORMATS["litert_int8"].limits)
+    monkeypatch.setitem(FORMATS, "litert_int8", form)
+    plain = again("litert_int8")["export"]["litert_int8"]
+    before = seen["params"]
+    assert plain["top1_agreement"] == 1 and "int8_steps" not in plain
+    assert seen["calibration"].dtype == np.uint8 and 100 <= len(seen["calibration"]) <= 512
+    options = {"int8_steps": 3, "int8_learning_rate": 1e-3}
+    tuned = again("litert_int8", **options)["export"]["litert_int8"]
+    assert tuned["int8_steps"] == 3 and tuned["max_abs_diff"] > 0 and tuned["top1_agreement"] > 0.9
+    moved = np.abs(seen["params"]["linear"]["kernel"] - before["linear"]["kernel"]).max()
+    assert 0 < moved < 0.1 * np.abs(before["linear"]["kernel"]).max()
+    (tmp_path / "run" / "export" / "DONE.json").unlink()
+    student = tmp_path / "run" / "export" / "int8" / "student.safetensors"
+    written = student.stat().st_mtime_ns
+    assert again("litert_int8", **options)["export"]["litert_int8"]["max_abs_diff"] == tuned["max_abs_diff"]
+    assert student.stat().st_mtime_ns == written

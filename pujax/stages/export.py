@@ -23,8 +23,9 @@ from pujax.inference import map_images
 from pujax.job import Job
 from pujax.model_card import as_markdown, make_card
 from pujax.networks import Network, describe, load_network
-from pujax.score_table import read_selection
-from pujax.sharding import is_main_process, replicate
+from pujax.quantization import int8_forward
+from pujax.sharding import barrier, is_main_process, replicate
+from pujax.student import chosen_parts, train_student
 
 RESULTS_VERSION = 1
 _FEWEST_IMAGES, _MOST_IMAGES, _CALIBRATION_IMAGES = 200, 1000, 512
@@ -46,9 +47,14 @@ def run(job: Job, *, found: dict[str, Any], inputs: dict[str, Any]) -> dict[str,
     affordable = int(_OPERATIONS / found["distill"]["flops_per_image"])
     images, labels = _sample(job.sources["test"], min(max(affordable, _FEWEST_IMAGES), _MOST_IMAGES))
     expected = _logits(job, student, images)
+    written = [name for name in job.config.export.formats if not FORMATS[name].missing()]
+    for_int8 = _for_int8(job, student) if any(FORMATS[name].calibrated for name in written) else student
     if not is_main_process():
         return {}
-    blocks = {name: _export(job, name, student, images, labels, expected) for name in job.config.export.formats}
+    blocks = {
+        name: _export(job, name, for_int8 if FORMATS[name].calibrated else student, images, labels, expected)
+        for name in job.config.export.formats
+    }
     card = make_card(describe(student), job.config, inputs=inputs, found=found, files=blocks)
     folder = job.workdir.unit("export").folder
     save_json(folder / "MODEL_CARD.json", card)
@@ -119,9 +125,13 @@ def _export(
                 calibration=_training_sample(job) if form.calibrated else None,
             )
         except UserError as error:
-            raise UserError(f"export as {name}: {error}; to do without, leave it out of export.formats") from error
+            other = "distil further for it with export.int8_steps=300, or " if form.calibrated else ""
+            raise UserError(
+                f"export as {name}: {error}; {other}to do without, leave it out of export.formats"
+            ) from error
         write_atomic(target, path.read_bytes())
-    return {"path": str(target.relative_to(job.workdir.root)), **block}
+    steps = {"int8_steps": job.config.export.int8_steps} if form.calibrated and job.config.export.int8_steps else {}
+    return {"path": str(target.relative_to(job.workdir.root)), **block, **steps}
 
 
 def _sample(source: ImageSource, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -132,11 +142,32 @@ def _sample(source: ImageSource, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _training_sample(job: Job) -> np.ndarray:
     """Return images uint8 [n, H, W, C] that the student was trained on, spread over the labelled and the chosen."""
-    labelled, chosen = job.sources["labelled"], read_selection(job.workdir.selected)
-    rows = spread(len(labelled) + len(chosen), _CALIBRATION_IMAGES)
-    own, other = rows[rows < len(labelled)], chosen[rows[rows >= len(labelled)] - len(labelled)]
-    parts = ((labelled, own), (job.sources["pool"], other))
-    return np.concatenate([read_or_fail(source, index, "training set") for source, index in parts if len(index)])
+    parts = chosen_parts(job)
+    part = np.repeat(np.arange(len(parts)), [len(index) for _, index in parts])
+    rows = spread(len(part), _CALIBRATION_IMAGES)
+    taken = [np.concatenate([index for _, index in parts])[rows[part[rows] == k]] for k in range(len(parts))]
+    return np.concatenate(
+        [read_or_fail(source, index, "training set") for (source, _), index in zip(parts, taken) if len(index)]
+    )
+
+
+def _for_int8(job: Job, student: Network) -> Network:
+    """Return the student after the steps with int8 simulated that the options ask for, from its file if it is there."""
+    config, unit = job.config, job.workdir.unit("export/int8")
+    if not config.export.int8_steps:
+        return student
+    if not unit.student.exists():
+        distill = dataclasses.replace(
+            config.distill,
+            num_steps=config.export.int8_steps,
+            learning_rate=config.export.int8_learning_rate,
+            schedule="cosine",
+            warmup_steps=0,
+        )
+        how = {"seed": config.seed, "mesh": job.mesh, "run": config.run, "log": job.log, "name": "int8"}
+        train_student(distill, job.teacher(), chosen_parts(job), unit=unit, begin=student, forward=int8_forward, **how)
+    barrier("int8 student")
+    return load_network(unit.student, dtype=student.dtype)
 
 
 def _logits(job: Job, network: Network, images: np.ndarray) -> np.ndarray:
