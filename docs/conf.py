@@ -15,8 +15,10 @@ source_suffix = {".md": "markdown", ".ipynb": "markdown"}
 exclude_patterns = ["_build"]
 myst_heading_anchors = 4  # [text](page.md#heading), as GitHub makes them
 nitpicky = True
-autodoc_typehints = "none"  # they stand in the signatures
+nitpick_ignore_regex = [("py:(class|data|obj)", ".*")]  # types in signatures, of other libraries most of them
 autodoc_typehints_format = "short"
+python_use_unqualified_type_names = True
+maximum_signature_line_length = 80
 highlight_language = "none"
 toc_object_entries = False
 

@@ -132,6 +132,8 @@ def test_commands_can_be_given(name):
         elif program == "pip":
             extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
             assert set(re.findall(r"\[(\w+)\]", words[-1])) <= extras.keys(), words
+        elif words[0].endswith(".py"):
+            assert (ROOT / words[0]).is_file() and (ROOT / words[1]).is_file(), words
         else:
             assert program in ("python", ".venv/bin/python") and words[0] == "-m", words
             check_module(words[1], words[2:])
@@ -341,7 +343,7 @@ def test_every_explanation_is_of_something_that_is_said():
 def test_every_message_is_on_the_page():
     generated = re.findall(r"<!-- generated: messages (\w+) -->", TROUBLE)
     assert sorted(generated) == sorted(messages.THEMES)
-    listed = [line for theme in generated for line in messages.markdown(theme, TROUBLE).splitlines()]
+    listed = [line for theme in generated for line in messages.markdown(theme, TROUBLE).splitlines()[2:]]
     known = messages.covered(messages.explained(TROUBLE), [message.pattern for message in FOUND])
     done = {pattern for patterns in known.values() for pattern in patterns}
     assert {line[2:].strip("` ") for line in listed} == {message.pattern for message in FOUND} - done

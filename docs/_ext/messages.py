@@ -104,7 +104,9 @@ def markdown(theme: str, page: str) -> str:
     known = covered(explained(page), [message.pattern for message in found])
     done = {pattern for patterns in known.values() for pattern in patterns}
     left = [own for own in found if theme_of(own.module) == theme and own.pattern not in done]
-    return "\n".join(sorted(f"- {_code(message.pattern)}" for message in left))
+    return "\n".join(
+        ["These say themselves what to do:", "", *sorted(f"- {_code(message.pattern)}" for message in left)]
+    )
 
 
 def _code(text: str) -> str:
