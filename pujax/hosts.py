@@ -19,11 +19,15 @@ from pujax.preemption import EXIT_STATUS
 from pujax.presence import Presence, read_presences, who
 
 LONGEST_BEAT = 10.0  # seconds
-_ALIVE, _ENDED = "pujax/alive/", "pujax/ended/"
+_ALIVE, _ENDED, _HOST = "pujax/alive/", "pujax/ended/", "pujax/host/"
 
 
 class HostLost(Exception):
     """Another process of the job is missing; the same command, on all hosts, continues the run."""
+
+    def __init__(self, message: str, status: int = EXIT_STATUS):
+        super().__init__(message)
+        self.status = status  # to end with
 
 
 def join(folder: epath.Path, *, address: str, count: int, index: int, timeout: float) -> None:
@@ -90,7 +94,8 @@ class Watch:
         self._ended = threading.Event()
         self._index, self._count = jax.process_index(), jax.process_count()
         self._store = distributed.global_state.client
-        self._store.key_value_set(f"pujax/host/{self._index}", socket.gethostname(), allow_overwrite=True)
+        self._coordinator = distributed.global_state.coordinator_address.rsplit(":", 1)[0]
+        self._store.key_value_set(f"{_HOST}{self._index}", socket.gethostname(), allow_overwrite=True)
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
@@ -112,32 +117,37 @@ class Watch:
             beats += 1
             try:
                 self._store.key_value_set(f"{_ALIVE}{self._index}", str(beats), allow_overwrite=True)
-                alive = dict(self._store.key_value_dir_get(_ALIVE))
-                ended = dict(self._store.key_value_dir_get(_ENDED))
+                self._look(seen)
                 answered = time.monotonic()
-            except jax.errors.JaxRuntimeError:
+            except jax.errors.JaxRuntimeError:  # the store does not answer
                 if time.monotonic() - answered > self._timeout:
-                    self._end(EXIT_STATUS, f"{self._name(0)} has not answered for {self._timeout:.0f} s")
-                continue
-            for other, (count, since) in seen.items():
-                if said := ended.get(f"{_ENDED}{other}"):
-                    status, _, reason = said.partition(" ")
-                    self._end(int(status), f"{self._name(other)} ended: {reason}")
-                now = alive.get(f"{_ALIVE}{other}", "")
-                if now != count:
-                    seen[other] = now, time.monotonic()
-                elif time.monotonic() - since > self._timeout:
-                    self._end(EXIT_STATUS, f"{self._name(other)} has given no sign of life for {self._timeout:.0f} s")
+                    self._end(
+                        HostLost(f"process 0, on {self._coordinator}, has not answered for {self._timeout:.0f} s")
+                    )
+            except HostLost as lost:
+                self._end(lost)
 
-    def _name(self, index: int) -> str:
-        try:
-            host = self._store.key_value_try_get(f"pujax/host/{index}")
-        except jax.errors.JaxRuntimeError:
-            host = "unknown"
-        return f"process {index} of {self._count}, on host {host},"
+    def _look(self, seen: dict[int, tuple[str, float]]) -> None:
+        """Look at the others' numbers; `seen` has those of the last look, and when each was new."""
+        alive = dict(self._store.key_value_dir_get(_ALIVE))
+        ended = dict(self._store.key_value_dir_get(_ENDED))
+        hosts = dict(self._store.key_value_dir_get(_HOST))
+        for other, (count, since) in seen.items():
+            host = hosts.get(f"{_HOST}{other}", "unknown")
+            if said := ended.get(f"{_ENDED}{other}"):
+                status, _, reason = said.partition(" ")
+                raise HostLost(f"process {other} of {self._count}, on host {host}, ended: {reason}", int(status))
+            now = alive.get(f"{_ALIVE}{other}", "")
+            if now != count:
+                seen[other] = now, time.monotonic()
+            elif time.monotonic() - since > self._timeout:
+                raise HostLost(
+                    f"process {other} of {self._count}, on host {host}, has given no sign of life for "
+                    f"{self._timeout:.0f} s"
+                )
 
-    def _end(self, status: int, reason: str) -> None:
+    def _end(self, lost: HostLost) -> None:
         if self._ended.is_set():
             return
-        print(f"pujax: {reason}; the same command on all hosts continues the run", file=sys.stderr, flush=True)
-        os._exit(status)  # the main thread may be inside a collective that never ends
+        print(f"pujax: {lost}; the same command on all hosts continues the run", file=sys.stderr, flush=True)
+        os._exit(lost.status)  # the main thread may be inside a collective that never ends

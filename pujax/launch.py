@@ -226,7 +226,7 @@ def _status(error: BaseException) -> tuple[int, str]:
     if isinstance(error, KeyboardInterrupt):
         return 1, "stopped; the same command continues the run"
     if isinstance(error, Preempted | HostLost):
-        return EXIT_STATUS, f"{_in_one_line(error)}; the same command continues the run"
+        return getattr(error, "status", EXIT_STATUS), f"{_in_one_line(error)}; the same command continues the run"
     if isinstance(error, UserError):
         return 2, _in_one_line(error)
     if isinstance(error, FloatingPointError):

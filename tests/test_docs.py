@@ -97,7 +97,7 @@ def test_every_page_is_linked_from_the_first():
 
 @EVERY_PAGE
 def test_options_exist(name):
-    given = re.findall(r"--config\.([a-z_.]*[a-z_])", TEXTS[name])
+    given = re.findall(r"--config\.([a-z_.0-9]*[a-z_0-9])", TEXTS[name])
     groups = "|".join(field.name for field in dataclasses.fields(Config))
     spoken_of = re.findall(rf"`((?:{groups})\.[a-z_.]*[a-z_])(?:=[^`]*)?`", TEXTS[name])
     for option in {*given, *spoken_of} - {"data"}:  # `--config.data...` and the like

@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent.parent / "pujax"
-_ENDS = {"UserError", "FloatingPointError", "RuntimeError", "_fail"}  # what ends a command with a message
+_ENDS = {
+    "UserError",
+    "FloatingPointError",
+    "RuntimeError",
+    "HostLost",
+    "Preempted",
+    "_in_one_line",
+}  # what ends a command with a message
 GAP = "…"
 
 # Section of the page -> the modules whose messages it lists; a folder stands for all in it, the longest name counts.
@@ -24,7 +31,8 @@ THEMES = {
                 "importers.network", "importers.pickles"),
     "import": ("import_torch", "importers"),
     "mining": ("pu", "selection", "stages.scorer", "stages.baselines"),
-    "training": ("train", "student", "sharding"),
+    "training": ("train", "student", "sharding", "preemption"),
+    "hosts": ("hosts",),
     "export": ("stages.export", "exporters", "parity"),
     "reports": ("report_runs",),
 }  # fmt: skip
