@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from pujax.data.reading import noting_reader
 from pujax.data.sources import ImageSource
 from pujax.data.unreadable import check_share
 from pujax.inference import map_images
@@ -71,12 +72,9 @@ def score_shard(
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Return the columns of the score table for images start..stop-1."""
-    reasons = np.full(stop - start, "", object)
-
-    def read(rows: np.ndarray) -> np.ndarray:
-        images, reasons[rows] = pool.read(start + rows)
-        return images
-
+    reasons: dict[int, str] = {}
+    read = noting_reader(pool, reasons, first=start)
     scores = map_images(score, arguments, read, stop - start, batch_size=batch_size, mesh=mesh, progress=progress)
     index = np.arange(start, stop)
-    return {"key": pool.keys(index), "index": index, **scores, "readable": reasons == "", "reason": reasons}
+    reason = np.array([reasons.get(row, "") for row in range(stop - start)], object)
+    return {"key": pool.keys(index), "index": index, **scores, "readable": reason == "", "reason": reason}
