@@ -56,6 +56,7 @@ class Workdir:
         self.scorer = root / "scorer" / "scorer.safetensors"
         self.held_out = root / "scorer" / "held_out.npz"  # scores of images that their scorer did not train on
         self.shards = root / "score" / "shards"  # the score table
+        self.shard_plan = root / "score" / "SHARDS.json"  # how many images and shards it is to have
         self.selected = root / "select" / "selected.parquet"
 
     @property

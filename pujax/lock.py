@@ -28,7 +28,7 @@ def locked(path: epath.Path) -> Iterator[None]:
     Raises:
         UserError: a living job holds it; the message says which.
     """
-    me = {**_who(), "since": datetime.datetime.now().isoformat(" ", "seconds")}
+    me = {**_who(), "since": datetime.datetime.now().isoformat(" ", "seconds"), "taken": time.time()}
     _take(path, me)
     ended = threading.Event()
     beat = threading.Thread(target=_renew, args=(path, me, ended), daemon=True)
@@ -41,6 +41,18 @@ def locked(path: epath.Path) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
+def read_holder(path: epath.Path) -> tuple[dict[str, Any], bool] | None:
+    """Return who holds a lock file, and whether that job lives; None where nobody does.
+
+    A holder has "host", "process", "since" as text, and "taken" and "renewed" in seconds since 1970.
+    """
+    try:
+        holder = load_json(path)
+    except (FileNotFoundError, UserError):  # the latter of one cut short by a full disk
+        return None
+    return holder, _lives(holder)
+
+
 def _who() -> dict[str, Any]:
     """Return what tells this process from every other one, on any host, at any time."""
     return {"host": socket.gethostname(), "boot": _read("/proc/sys/kernel/random/boot_id"), "process": os.getpid(),
@@ -49,11 +61,8 @@ def _who() -> dict[str, Any]:
 
 def _take(path: epath.Path, me: dict[str, Any]) -> None:
     if path.exists():
-        try:
-            holder = load_json(path)
-        except UserError:  # cut short by a full disk
-            holder = None
-        if holder and _lives(holder):
+        holder, lives = read_holder(path) or ({}, False)
+        if lives:
             raise UserError(
                 f"{path.parent} is in use by process {holder['process']} on {holder['host']}, since {holder['since']}; "
                 "wait for it, stop it, or choose another --workdir"

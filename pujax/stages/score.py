@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from pujax.artifacts import save_json
 from pujax.data.reading import noting_reader
 from pujax.data.sources import ImageSource
 from pujax.data.unreadable import check_share
@@ -27,6 +28,8 @@ def run(job: Job) -> dict[str, Any]:
     """Leave the score table and the list of unreadable images in the work directory; return the summary block."""
     config, pool = job.config.score, job.sources["pool"]
     table = job.score_table()
+    if is_main_process():  # for whoever asks how far it is
+        save_json(job.workdir.shard_plan, {"images": len(pool), "shards": len(table.shards)})
     images_per_second = score_pool(job, table)
     barrier("score")
     table.check()
