@@ -1,21 +1,24 @@
 """Measure any classifier on labelled images: `python -m pujax.evaluate --help`."""
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
 from etils import epath
+from jax.sharding import Mesh
 
 from pujax.artifacts import Workdir, replacing, save_json, write_table
 from pujax.command_line import Parser, add_model, run
+from pujax.config import DataConfig
 from pujax.data.embedded import weights_file
-from pujax.data.sources import open_source
+from pujax.data.sources import ImageSource, open_source
 from pujax.data.sources.spec import parse_source
 from pujax.errors import UserError
 from pujax.evaluation import Shown, corrupted_accuracy, evaluate
-from pujax.loaded import Model, data_of, open_chosen, open_model, test_images
+from pujax.loaded import data_of, open_chosen, open_model, test_images
 from pujax.report.measured import as_text
 from pujax.sharding import configure_backend, make_mesh
 
@@ -57,8 +60,9 @@ def main(argv: Sequence[str]) -> None:
     configure_backend()
     mesh = make_mesh()
     batch_size = options.batch_size + -options.batch_size % mesh.size  # the teacher's batches must be the same
-    own = _show(open_chosen(options, mesh), options)
-    found = {"model": own.model.where, "source": own.where}
+    model = open_chosen(options, mesh)
+    own = Shown(model, *_images(options, data_of(model), model.class_names))
+    found = {"model": model.where, "source": own.where}
     found |= evaluate(own, batch_size=batch_size, teacher=_teacher(own, options, mesh))
     if options.corruptions:
         found["corruptions"] = corrupted_accuracy(own, batch_size=batch_size)
@@ -67,21 +71,21 @@ def main(argv: Sequence[str]) -> None:
         write(epath.Path(options.out), found)
 
 
-def _show(model: Model, options: argparse.Namespace) -> Shown:
-    """Return a model and the images that the arguments name, in the form that it sees."""
+def _images(
+    options: argparse.Namespace, data: DataConfig, class_names: tuple[str, ...] | None
+) -> tuple[ImageSource, str]:
+    """Return the images that the arguments name, in a form, and what a message calls them."""
     if options.source:
-        source = open_source(parse_source(options.source), data_of(model), class_names=model.class_names)
-        return Shown(model, source, options.source)
+        return open_source(parse_source(options.source), data, class_names=class_names), options.source
     path = weights_file(options.model)
     if not path.is_dir():
         raise UserError(
             f"{options.model} is no work directory, which would have test images; give labelled images after it"
         )
-    source = test_images(Workdir(path), data_of(model), model.class_names)
-    return Shown(model, source, f"the test images of {options.model}")
+    return test_images(Workdir(path), data, class_names), f"the test images of {options.model}"
 
 
-def _teacher(own: Shown, options: argparse.Namespace, mesh: Any) -> Shown | None:
+def _teacher(own: Shown, options: argparse.Namespace, mesh: Mesh) -> Shown | None:
     """Return what the answers are compared with: as asked, else the work directory's teacher, where it has one."""
     text, unit = options.teacher, ""
     if text == "none" or (not text and options.unit == "teacher"):
@@ -94,8 +98,10 @@ def _teacher(own: Shown, options: argparse.Namespace, mesh: Any) -> Shown | None
     elif weights_file(text).is_dir():
         unit = "teacher"
     model = open_model(text, mesh=mesh, unit=unit)
-    same = model.preprocessing.spec == own.model.preprocessing.spec and model.class_names == own.model.class_names
-    return Shown(model, own.source, own.where) if same else _show(model, options)
+    if model.preprocessing.spec == own.model.preprocessing.spec:
+        return Shown(model, own.source, own.where)
+    form = dataclasses.replace(data_of(model), num_classes=own.model.num_classes)
+    return Shown(model, *_images(options, form, own.model.class_names))
 
 
 def write(path: epath.Path, found: dict[str, Any]) -> None:
