@@ -57,7 +57,7 @@ def status(path: str) -> dict[str, Any]:
     job = {name: found.get(name) for name in ("host", "process", "since")}
     names = units(config or {})
     blocks = {name: _read(workdir.unit(name).done) for name in names}
-    since = found["taken"] - _SLACK if alive else math.inf
+    since = found.get("taken", math.inf) - _SLACK if alive else math.inf
     states = {name: _state(workdir.unit(name), done=blocks[name] is not None, since=since) for name in names}
     return {
         "workdir": str(workdir.root),

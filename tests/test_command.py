@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -138,6 +139,18 @@ def test_a_full_disk_is_one_line(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         command_line.run(fails)
     assert stop.value.code == "pujax: a.csv: No space left on device"  # which is status 1
+
+
+def examples():
+    """The command lines of the documentation."""
+    text = (ROOT / "docs" / "evaluate.md").read_text()
+    return re.findall(r"^    pujax (.+)$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("line", examples())
+def test_the_documentations_lines_are_understood(line):
+    name, *arguments = shlex.split(line)
+    importlib.import_module(command.COMMANDS[name][0]).make_parser().parse_args(arguments)
 
 
 # --- export -------------------------------------------------------------------------------------------------------

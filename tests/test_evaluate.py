@@ -5,6 +5,7 @@ import dataclasses
 import json
 import shutil
 
+import fsspec
 import jax.numpy as jnp
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,6 +14,7 @@ import torch
 from etils import epath
 from PIL import Image
 from reference import torchvision_models
+from test_artifacts import Store
 from test_exporters import LITERT
 from torch.nn import functional
 
@@ -20,7 +22,7 @@ from pujax import evaluate
 from pujax.artifacts import Workdir
 from pujax.config import Config, SourceConfig, from_json, resolve
 from pujax.corruptions import CORRUPTIONS, corrupt
-from pujax.data.decode import ImageSpec, fit_arrays
+from pujax.data.decode import ImageSpec, fit_arrays, try_decode
 from pujax.data.embedded import CLASS_NAMES, load_embedded
 from pujax.data.sources import open_source
 from pujax.errors import UserError
@@ -126,6 +128,22 @@ def test_files_without_preprocessing_are_given_what_they_take(finished, expected
         check(numbers, expected[0], expected[2])
 
 
+def test_a_work_directory_in_an_object_store(finished, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(Store, "store", {})
+    monkeypatch.setattr(Store, "pseudo_dirs", [""])
+    fsspec.register_implementation("s3", Store, clobber=True)
+    Store.clear_instance_cache()
+    for name in ("config.json", "distill/student.safetensors", "teacher/teacher.safetensors",
+                 "export/student.stablehlo", "export/MODEL_CARD.json"):  # fmt: skip
+        target = epath.Path("s3://bucket/run") / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((finished / name).read_bytes())
+    for unit in ("student", "export/student.stablehlo"):
+        numbers = found(tmp_path, "s3://bucket/run", f"--unit={unit}")
+        check(numbers, expected[0], expected[2])
+        assert numbers["teacher"]["accuracy"] == (expected[1].argmax(1) == expected[2]).mean()
+
+
 def test_onnx_files_need_no_card_and_others_say_so(finished, expected, few, tmp_path):
     for file in ("student.onnx", "student.stablehlo"):
         shutil.copy(finished / "export" / file, tmp_path / file)
@@ -176,10 +194,38 @@ def test_batches_of_any_size_give_the_same(finished, tmp_path, capsys, unit):
     assert capsys.readouterr().out == text
 
 
+def test_a_teacher_that_sees_images_otherwise_is_shown_them_so(finished, tmp_path):
+    network = load_network(epath.Path(finished / "teacher" / "teacher.safetensors"), dtype=FLOAT32)
+    seen = dataclasses.replace(network.preprocessing, crop=0.6)
+    part = load_embedded("test")
+    for i in range(20):
+        folder = tmp_path / "images" / CLASS_NAMES[part["labels"][i]].replace("/", "")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(part["images"][i]).save(folder / f"{i:02d}.png")
+    names = [name.replace("/", "") for name in CLASS_NAMES]
+    files = sorted((tmp_path / "images").rglob("*.png"))
+    images = np.stack([try_decode(file.read_bytes(), seen.spec)[0] for file in files])
+    labels = [names.index(file.parent.name) for file in files]
+    for file in ("near", "plain"):
+        preprocessing = seen if file == "near" else network.preprocessing
+        renamed = dataclasses.replace(network, preprocessing=preprocessing, class_names=tuple(names))
+        save_network(epath.Path(tmp_path / f"{file}.safetensors"), renamed)
+    numbers = found(tmp_path, tmp_path / "plain.safetensors", tmp_path / "images",
+                    f"--teacher={tmp_path}/near.safetensors")  # fmt: skip
+    assert numbers["teacher"]["accuracy"] == (network(images).argmax(1) == labels).mean() < numbers["accuracy"]
+
+
+def test_precision_of_the_forward_pass(finished, few, tmp_path):
+    nll = [found(tmp_path, finished, few, "--teacher=none", f"--compute_dtype={dtype}")["calibration"]["nll"]
+           for dtype in ("float32", "bfloat16")]  # fmt: skip
+    assert nll[0] != nll[1] and nll[0] == pytest.approx(nll[1], rel=0.05)
+
+
 def test_the_classes_as_a_table(finished, few, tmp_path):
-    numbers = found(tmp_path, finished, few)
+    numbers = found(tmp_path, finished, few, "--teacher=none")
+    assert "teacher" not in numbers
     for name in ("t.csv", "t.parquet"):
-        evaluate.main([str(finished), few, f"--out={tmp_path}/{name}"])
+        evaluate.main([str(finished), few, "--teacher=none", f"--out={tmp_path}/{name}"])
     rows = list(csv.DictReader((tmp_path / "t.csv").open()))
     assert [float(row["recall"]) for row in rows] == pytest.approx([row["recall"] for row in numbers["classes"]])
     assert pq.read_table(tmp_path / "t.parquet").to_pylist() == numbers["classes"]
