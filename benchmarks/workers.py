@@ -1,7 +1,7 @@
 """Scoring by independent workers that come, go and are killed: is the table right, what does it cost?
 
     python -m benchmarks.workers kills            # 1,000,000 images, 1,000 shards, 20 kills among 1 to 4 workers
-    python -m benchmarks.workers kills --s3       # the same, in an S3 store on loopback of which 1 % of the requests fail
+    python -m benchmarks.workers kills --s3       # the same, in an S3 store on loopback that fails 1 % of the requests
     python -m benchmarks.workers speed            # one worker on one core, two workers on two
 
 The pool is the quickstart's, its 30,000 images again and again; the teacher is the quickstart's LeNet-5. An undisturbed

@@ -58,6 +58,7 @@ class Workdir:
         self.shards = root / "score" / "shards"  # the score table
         self.hosts = root / "hosts"  # where the processes of one job meet
         self.workers = root / "score" / "workers"  # signs of life of those who score
+        self.shard_plan = root / "score" / "SHARDS.json"  # how many images and shards it is to have
         self.selected = root / "select" / "selected.parquet"
 
     @property

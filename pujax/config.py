@@ -16,6 +16,7 @@ from typing import Any
 
 from pujax.errors import UserError
 
+STAGES = ("teacher", "scorer", "score", "select", "distill", "export", "baselines", "report")  # in their order
 EXPORT_FORMATS = ("stablehlo", "torch", "onnx", "litert", "litert_float16", "litert_int8")
 BASELINES = ("labelled_only", "random", "teacher_confidence", "all", "true_positives", "full_data")
 
@@ -314,6 +315,22 @@ def with_options(config: Any, options: dict[str, Any]) -> Any:
         own = getattr(config, name)
         config = dataclasses.replace(config, **{name: with_options(own, {rest: value}) if rest else value})
     return config
+
+
+def from_json(tree: dict[str, Any], kind: type = Config) -> Any:
+    """Return the config that `dataclasses.asdict` made a tree of, after it has been through JSON.
+
+    Raises:
+        UserError: it has a field that is not known here.
+    """
+    hints, fields = typing.get_type_hints(kind), {}
+    for name, value in tree.items():
+        if name not in hints:
+            raise UserError(f"there is no option {name!r}; it was written by another version of pujax, use that one")
+        if dataclasses.is_dataclass(hints[name]):
+            value = from_json(value, hints[name])
+        fields[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**fields)
 
 
 def given_class_prior(config: ScorerConfig) -> float | None:

@@ -1,6 +1,6 @@
 """Forward passes over many images: fixed batches, padded and cut, read ahead while the device works."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -62,7 +62,28 @@ def map_compiled(
     mesh: Mesh,
     progress: Progress | None = None,
 ) -> dict[str, np.ndarray]:
-    """Apply a function to images 0..num_images-1 and return its outputs in that order.
+    """Apply a function to images 0..num_images-1; return its outputs in that order, a dict of [num_images, ...] arrays.
+
+    The arguments, and what is raised, are those of `stream_images`.
+    """
+    stream = stream_images(compiled, arguments, read, num_images, batch_size=batch_size, mesh=mesh, progress=progress)
+    outputs = list(stream)
+    result = {name: np.concatenate([output[name] for output in outputs]) for name in outputs[0]}
+    assert all(len(value) == num_images for value in result.values())
+    return result
+
+
+def stream_images(
+    compiled: CompiledMap,
+    arguments: Any,
+    read: Callable[[np.ndarray], Any],
+    num_images: int,
+    *,
+    batch_size: int,
+    mesh: Mesh,
+    progress: Progress | None = None,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Apply a function to images 0..num_images-1 and yield its outputs in that order, a batch at a time.
 
     Args:
         compiled: the function, by `compile_map`.
@@ -74,8 +95,8 @@ def map_compiled(
         mesh: devices. Where it spans processes each reads its own part of every batch, and all get every output.
         progress: advanced by the images done.
 
-    Returns:
-        Dict of [num_images, ...] arrays.
+    Yields:
+        Dict of [n, ...] arrays, n the images of a batch.
 
     Raises:
         RuntimeError: rows came back in another order than they were sent in.
@@ -92,31 +113,33 @@ def map_compiled(
         images = read(rows[rows < num_images])
         return rows, jax.tree.map(lambda x: np.pad(x, [(0, part - len(x)), *[(0, 0)] * (x.ndim - 1)]), images)
 
-    outputs: list[dict[str, np.ndarray]] = []
-
-    def collect(start: int, rows: jax.Array, output: dict[str, jax.Array]) -> None:
+    def collect(start: int, rows: jax.Array, output: dict[str, jax.Array]) -> dict[str, np.ndarray]:
         if not np.array_equal(rows, start + np.arange(batch_size)):
             raise RuntimeError("rows of a batch came back in another order; the mesh must list devices by process")
         count = min(batch_size, num_images - start)
-        outputs.append({name: np.asarray(value)[:count] for name, value in output.items()})
         if progress:
             progress.advance(count)
+        return {name: np.asarray(value)[:count] for name, value in output.items()}
 
     waiting: list[tuple[int, jax.Array, dict[str, jax.Array]]] = []
-    with ThreadPoolExecutor(1) as reader:
-        following = reader.submit(read_part, 0)
-        for start in starts:
-            rows, images = following.result()
-            if start + batch_size < num_images:
-                following = reader.submit(read_part, start + batch_size)
-            waiting.append((start, *compiled(arguments, shard_batch(mesh, rows), shard_batch(mesh, images))))
-            if len(waiting) > 1:
-                collect(*waiting.pop(0))
+    for start, (rows, images) in zip(starts, read_ahead(read_part, starts)):
+        waiting.append((start, *compiled(arguments, shard_batch(mesh, rows), shard_batch(mesh, images))))
+        if len(waiting) > 1:
+            yield collect(*waiting.pop(0))
     for item in waiting:
-        collect(*item)
-    result = {name: np.concatenate([output[name] for output in outputs]) for name in outputs[0]}
-    assert all(len(value) == num_images for value in result.values())
-    return result
+        yield collect(*item)
+
+
+def read_ahead(read: Callable[[int], Any], starts: Iterable[int]) -> Iterator[Any]:
+    """Yield `read(start)` of every start, in their order, each read in another thread while the one before is used."""
+    with ThreadPoolExecutor(1) as reader:
+        following = None
+        for start in starts:
+            current, following = following, reader.submit(read, start)
+            if current:
+                yield current.result()
+        if following:
+            yield following.result()
 
 
 def accuracy(network: Network, test: ImageSource, *, mesh: Mesh, batch_size: int) -> dict[str, float]:

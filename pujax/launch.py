@@ -15,6 +15,7 @@ from ml_collections import config_flags
 
 from pujax import hosts, pipeline, plan, preemption
 from pujax.artifacts import Workdir
+from pujax.command_line import program
 from pujax.config import Config, SourceConfig, require_known_field, resolve
 from pujax.data.sources.spec import parse_source
 from pujax.errors import UserError
@@ -113,7 +114,7 @@ def _read_flags(argv: list[str]) -> tuple[Config, Workdir, tuple[str, ...]]:
 def _parse(argv: list[str]) -> list[str]:
     """Parse flags; the user's mistakes become UserErrors that name the option."""
     if {"--help", "-h", "-help", "--helpfull", "--helpshort"} & set(argv[1:]):
-        print(_USAGE)
+        print(_USAGE.replace("python -m pujax.launch", program("pujax.launch")))
         sys.exit(0)
     for argument in argv[1:]:
         if match := re.match(r"--?(?:no)?config\.([\w.]+)", argument):

@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import os
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,19 +23,28 @@ def locked(path: epath.Path) -> Iterator[None]:
     Raises:
         UserError: a living job holds it; the message says which.
     """
-    me = {**who(), "since": datetime.datetime.now().isoformat(" ", "seconds")}
+    me = {**who(), "since": datetime.datetime.now().isoformat(" ", "seconds"), "taken": time.time()}
     _take(path, me)
     with contextlib.closing(Presence(path, me)):
         yield
 
 
+def read_holder(path: epath.Path) -> tuple[dict[str, Any], bool] | None:
+    """Return who holds a lock file, and whether that job lives; None where nobody does.
+
+    A holder has "host", "process", "since" as text, and "taken" and "renewed" in seconds since 1970.
+    """
+    try:
+        holder = load_json(path)
+    except (FileNotFoundError, UserError):  # the latter of one cut short by a full disk
+        return None
+    return holder, lives(holder)
+
+
 def _take(path: epath.Path, me: dict[str, Any]) -> None:
     if path.exists():
-        try:
-            holder = load_json(path)
-        except UserError:  # cut short by a full disk
-            holder = None
-        if holder and lives(holder):
+        holder, alive = read_holder(path) or ({}, False)
+        if alive:
             raise UserError(
                 f"{path.parent} is in use by process {holder['process']} on {holder['host']}, since {holder['since']}; "
                 "wait for it, stop it, or choose another --workdir"

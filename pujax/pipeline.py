@@ -28,7 +28,7 @@ from etils import epath
 import pujax
 from pujax import artifacts
 from pujax.artifacts import Workdir, load_json, save_json, write_atomic
-from pujax.config import Config, flatten
+from pujax.config import STAGES, Config, flatten
 from pujax.data.class_names import given_class_names
 from pujax.data.sources import ImageSource, hold_out, open_source
 from pujax.errors import UserError
@@ -44,7 +44,6 @@ from pujax.sharding import barrier, check_divisible, is_main_process, make_mesh
 from pujax.stages import baselines, distill, export, report, score, scorer, select, teacher
 from pujax.student import abstract_student, begin_with
 
-STAGES = ("teacher", "scorer", "score", "select", "distill", "export", "baselines", "report")
 PARTS = ("full", "test", "labelled", "pool")
 
 _BEFORE = {

@@ -1,10 +1,10 @@
 """Who scores which shard: workers over one work directory, on any hosts, that come and go and do not talk.
 
 Each worker keeps a small file that says which shard it is at; the others leave that one alone. Work is split as it is
-found: a worker goes on with the shard behind its last one and, where another has been there, begins anew in the largest
-gap that is left, in its middle if somebody is filling it from the front. When every missing shard is somebody's, a
-worker that has nothing else to do takes one of another's: at once if that one is dead, else after twice the time that
-a shard takes here. So whoever dies or is slow delays the end by a shard or two.
+found: a worker goes on with the shard behind its last one, without a look at the others; where another is or has been,
+it looks, and begins anew in the largest gap that is left, in its middle if somebody is filling it from the front. When
+every missing shard is somebody's, a worker that has nothing else to do takes one of another's: at once if that one is
+dead, else after twice the time that a shard takes here. So whoever dies or is slow delays the end by a shard or two.
 
 Claims save work, they do not keep the table right: a shard's file appears whole or not at all, every worker computes
 the same bytes, and a file that is there is not written again. A claim that is lost or late costs a shard scored twice.
@@ -37,7 +37,7 @@ def share_shards(table: ScoreTable, folder: epath.Path) -> Iterator[Shard]:
     if not missing:
         return
     name = f"{socket.gethostname()}-{os.getpid()}.json"
-    presence = Presence(folder / name, {**who(), "shard": None, "done": 0})
+    presence = Presence(folder / name, {**who(), "shard": None, "done": 0, "images_per_second": 0.0})
     try:
         yield from _until_none_is_missing(table, missing, presence)
     finally:
@@ -46,25 +46,24 @@ def share_shards(table: ScoreTable, folder: epath.Path) -> Iterator[Shard]:
 
 def _until_none_is_missing(table: ScoreTable, missing: set[Shard], presence: Presence) -> Iterator[Shard]:
     shards, last, done, began = table.shards, None, 0, time.monotonic()
+    claims: dict[Shard, float] = {}  # at the last look
     seen: dict[str, tuple[Any, float]] = {}  # what every other worker was at, and since when, by this clock
     while missing:
-        claims = _claims(presence, seen)
-        following = _behind(last, table)
-        if following in missing and following not in claims and not table.path(*following).exists():
-            shard = following
-        else:
+        took = (time.monotonic() - began) / done if done else 0.0
+        shard = _behind(last, table)
+        walks = shard in missing and shard not in claims and not table.path(*shard).exists()
+        if not walks:
+            claims = _claims(presence, seen)
             missing &= table.absent()
             shard = choose(shards, missing, set(claims))
-        took = (time.monotonic() - began) / done if done else 0.0
-        if shard is None and missing:
-            shard = next(
-                (own for own, age in sorted(claims.items()) if own in missing and age > _PATIENCE * took), None
-            )
-        if shard is None:
-            time.sleep(max(_POLL, took / 10))
-            continue
-        presence.tell(shard=list(shard), done=done, shards_per_second=done / (time.monotonic() - began))
-        if shard not in claims and _is_contested(shard, presence):
+            if shard is None:
+                given_up = (own for own, age in sorted(claims.items()) if own in missing and age > _PATIENCE * took)
+                shard = next(given_up, None)
+            if shard is None:
+                time.sleep(max(_POLL, took / 10))
+                continue
+        presence.tell(shard=list(shard), done=done, images_per_second=table.shard_size / took if done else 0.0)
+        if not walks and shard not in claims and _is_contested(shard, presence):
             time.sleep(_POLL)
             continue
         yield shard

@@ -39,12 +39,8 @@ def check_teacher(teacher: Network, images: np.ndarray, labels: np.ndarray) -> t
     preprocessing, found = teacher.preprocessing, []
     predicted = predict(preprocessing.mean, preprocessing.std)
     right = predicted == labels
-    in_order = _best_order(predicted, labels, teacher.num_classes) == labels
-    if _surely_better(in_order, right):
-        found.append(
-            f"with its classes in another order it would be right on {100 * in_order.mean():.1f} %: give "
-            "data.class_names in the order of the teacher's outputs"
-        )
+    if other := other_order(predicted, labels, teacher.num_classes):
+        found.append(f"{other}: give data.class_names in the order of the teacher's outputs")
         return float(right.mean()), found  # no normalisation can be judged
     for name, (mean, std) in NORMALISATIONS.items():
         if len(mean) > preprocessing.channels or _same(preprocessing, mean, std):
@@ -56,6 +52,20 @@ def check_teacher(teacher: Network, images: np.ndarray, labels: np.ndarray) -> t
                 f"try --config.data.mean={_text(mean)} --config.data.std={_text(std)}"
             )
     return float(right.mean()), found
+
+
+def other_order(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> str:
+    """Return what would be right if the classes were in another order, where that is surely more; else nothing.
+
+    Args:
+        predicted: int [n], classes.
+        labels: int [n].
+        num_classes: K.
+    """
+    in_order = _best_order(predicted, labels, num_classes) == labels
+    if not _surely_better(in_order, predicted == labels):
+        return ""
+    return f"with its classes in another order it would be right on {100 * in_order.mean():.1f} %"
 
 
 def _compile(teacher: Network, images: np.ndarray) -> Callable[..., np.ndarray]:

@@ -1,5 +1,6 @@
 """Eight virtual CPU devices, a compile cache shared by all tests, parsed flags (Grain's workers need them)."""
 
+import fcntl
 import os
 import tempfile
 from pathlib import Path
@@ -57,3 +58,23 @@ def bucket(store, monkeypatch):
         monkeypatch.setenv(name, value)
     fsspec.register_implementation("s3", s3fs.S3FileSystem, clobber=True)  # other tests put a store of their own there
     return bucket
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """The work directory of a small job that has run, with a baseline and exported files; not to be changed.
+
+    Its student begins as its teacher, so that four steps leave one that is right, and not the same.
+    """
+    from finished_job import options
+    from test_pipeline import in_process
+
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"  # one for all workers
+    root.mkdir(exist_ok=True)
+    with (root / "turn").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        if not (root / "made").exists():
+            in_process(root, options)
+            (root / "made").touch()
+    return root / "run"

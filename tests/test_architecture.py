@@ -23,16 +23,21 @@ LAYERS = (
         "checkpoint",
         "parity",
         "command_line",
+        "measures",
+        "corruptions",
     },
     {"data", "preemption"},
     {"hosts"},
     {"networks", "train"},
     {"inference", "importers", "exporters", "quantization"},
     {"pu", "student", "job", "near_duplicates", "teacher_check", "report", "model_card"},
-    {"stages"},
+    {"loaded", "stages"},
+    {"evaluation", "predictions", "status"},
     {"pipeline"},
     {"plan", "api"},
-    {"launch", "import_torch", "report_runs"},
+    {"launch", "import_torch", "report_runs", "evaluate", "predict", "export_model"},
+    {"command"},
+    {"__main__"},
 )
 
 

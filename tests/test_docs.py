@@ -121,7 +121,7 @@ def commands(name):
     return [shlex.split(line) for line in lines]
 
 
-STARTS = ("python ", "make ", "pip ", ".venv/bin/python ")
+STARTS = ("pujax ", "python ", "make ", "pip ", ".venv/bin/python ")
 
 
 @EVERY_PAGE

@@ -61,6 +61,7 @@ def test_every_file_is_there_and_measured(exported):
         assert block["top1_agreement"] >= 0.99 and block["relative_diff"] <= FORMATS[name].limits.difference
         assert block["accuracy"] == pytest.approx(summary["student"]["accuracy"], abs=0.011)  # 200 test images
         assert ("latency_ms" in block) == (name != "torch")
+        assert block["takes"] == ("normalised" if name == "torch" else "pixels")
     assert json.loads((folder / "run" / "summary.json").read_text())["export"] == summary["export"]
 
 
@@ -90,7 +91,7 @@ def test_the_model_card_says_where_the_student_is_from(exported):
     assert card["config"]["distill"]["num_steps"] == 4
     assert card["files"] == summary["export"]
     text = (folder / "run" / "export" / "MODEL_CARD.md").read_text()
-    assert "| torch | `student_torch.safetensors` |" in text and "skipped: no_such_package" in text
+    assert "| torch | `student_torch.safetensors` | normalised |" in text and "skipped: no_such_package" in text
 
 
 def test_a_second_run_writes_nothing_and_other_formats_come_back(again, tmp_path, capfd):
@@ -114,7 +115,7 @@ def test_a_file_that_answers_otherwise_ends_the_job_and_is_not_left(again, tmp_p
 
     monkeypatch.setitem(FORMATS, "torch", dataclasses.replace(FORMATS["torch"], write=write))
     message = (
-        r"export as torch: student_torch.safetensors does not answer as the student does, and is not kept: logits "
+        r"export as torch: student_torch.safetensors does not answer as the network does, and is not kept: logits "
         r"differ by [\d.]+ of the largest, the limit is 0.0001; to do without, leave it out of export.formats"
     )
     with pytest.raises(UserError, match=message):

@@ -15,6 +15,7 @@ from pujax.config import EXPORT_FORMATS
 from pujax.data.decode import fit_arrays
 from pujax.data.embedded import embedded_path, load_embedded
 from pujax.errors import UserError
+from pujax.exporters.checked import Sample, export
 from pujax.exporters.formats import FORMATS
 from pujax.exporters.onnx import export_onnx
 from pujax.exporters.onnx_graph import trace
@@ -23,7 +24,6 @@ from pujax.exporters.stablehlo import export_stablehlo
 from pujax.exporters.torch import export_torch, to_torch
 from pujax.importers.naming import to_flax
 from pujax.networks import Network, Preprocessing, abstract_network, load_network
-from pujax.stages.export import export
 
 FLOAT32 = jnp.dtype(jnp.float32)
 ONNX = pytest.mark.skipif(bool(FORMATS["onnx"].missing()), reason="onnx is not installed")
@@ -45,7 +45,7 @@ def test_set(lenet):
 
 def run(loader, path, images):
     """Run a file in this process, by the lines that load it."""
-    names = {"path": str(path), "np": np, "uint8": images.dtype == np.uint8}
+    names = {"path": str(path), "np": np, "uint8": images.dtype == np.uint8, "threads": 1}
     exec(loader, names)
     return np.asarray(names["run"](images))
 
@@ -78,11 +78,9 @@ def test_a_float_file_gives_the_logits_for_every_batch_size(lenet, test_set, tmp
 def test_a_litert_file_gives_the_logits(lenet, test_set, tmp_path, name, preprocessing):
     from ai_edge_litert.interpreter import Interpreter
 
-    images, labels, expected = test_set
     form, path = FORMATS[name], tmp_path / FORMATS[name].file
     calibration = fit_arrays(load_embedded("labelled")["images"], lenet.preprocessing.spec)
-    options = {"preprocessing": preprocessing, "images": images, "labels": labels, "expected": expected}
-    block = export(form, lenet, path, calibration=calibration, **options)
+    block = export(form, lenet, path, preprocessing=preprocessing, sample=Sample(*test_set), calibration=calibration)
     assert block["top1_agreement"] >= 0.99 and block["accuracy"] == pytest.approx(0.93, abs=0.02)
     assert block["relative_diff"] < {"litert": 1e-5, "litert_float16": 1e-3, "litert_int8": 0.15}[name]
     assert block["bytes"] < {"litert": 260_000, "litert_float16": 135_000, "litert_int8": 80_000}[name]
@@ -234,15 +232,12 @@ DAMAGES = {
 @ONNX
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_file_that_answers_otherwise_is_found_out_and_removed(lenet, test_set, tmp_path, damage):
-    images, labels, expected = test_set
-
     def write(network, path, **options):
         export_onnx(DAMAGES[damage](network), path, **options)
 
     form = dataclasses.replace(FORMATS["onnx"], write=write)
-    options = {"preprocessing": True, "images": images, "labels": labels, "expected": expected}
-    with pytest.raises(UserError, match=r"a.onnx does not answer as the student.*differ by .* the limit is 0.0001"):
-        export(form, lenet, tmp_path / "a.onnx", **options)
+    with pytest.raises(UserError, match=r"a.onnx does not answer as the network.*differ by .* the limit is 0.0001"):
+        export(form, lenet, tmp_path / "a.onnx", preprocessing=True, sample=Sample(*test_set))
     assert not list(tmp_path.iterdir())
 
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 
+import finished_job
 import fsspec
 import numpy as np
 import pyarrow.parquet as pq
@@ -412,18 +413,12 @@ def another_choice(config):
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory):
+def job(finished):
     """A small job that has run: its work directory, and its summary."""
-    root = tmp_path_factory.mktemp("job")
-
-    def change(config):
-        quick(config)
-        config.baselines = ("random",)
-
-    return root / "run", in_process(root, change)
+    return finished, json.loads((finished / "summary.json").read_text())
 
 
-def test_the_page_of_a_job_tells_its_numbers(job):
+def test_the_page_of_a_job_tells_its_numbers(job, tmp_path):
     workdir, found = job
     page = (workdir / "report.html").read_text()
     assert outside(page) == [] and len(page) < 1e6
@@ -440,10 +435,10 @@ def test_the_page_of_a_job_tells_its_numbers(job):
     classes = page[page.index('<section id="classes">') :]
     after = [int(n) for n in re.findall(r'<td class="n optional">(\d+)</td><td class="n">[^<]*</td></tr>', classes)]
     assert after == np.bincount(chosen, minlength=10).tolist()
-    report_runs.main([str(workdir), str(workdir) + "/", "--out", str(workdir.parent / "compare.html")])
-    assert outside((workdir.parent / "compare.html").read_text()) == []
+    report_runs.main([str(workdir), str(workdir) + "/", "--out", str(tmp_path / "compare.html")])
+    assert outside((tmp_path / "compare.html").read_text()) == []
     with pytest.raises(UserError, match=r"there is no summary.json in .*; give work directories of runs"):
-        report_runs.main([str(workdir.parent)])
+        report_runs.main([str(workdir.parent), "--out=compare.html"])
 
 
 def test_it_is_made_again_when_what_it_shows_has_changed_and_only_then(job, tmp_path, capsys):
@@ -453,18 +448,14 @@ def test_it_is_made_again_when_what_it_shows_has_changed_and_only_then(job, tmp_
     def page():
         return (workdir / "report.html").read_bytes()
 
-    def with_random(config):
-        quick(config)
-        config.baselines = ("random",)
-
     first = page()
-    in_process(tmp_path, with_random)
+    in_process(tmp_path, finished_job.options)
     assert "report: done before, skipped" in capsys.readouterr().out and page() == first
     in_process(tmp_path, another_choice, stages=("select", "report"))
     partial = page().decode()
     assert "report: bytes" in capsys.readouterr().out
     assert "Not run yet</strong>distill" in partial and ">70</dd>" in partial
-    in_process(tmp_path, with_random)  # all comes back, and the page is of it again
+    in_process(tmp_path, finished_job.options)  # all comes back, and the page is of it again
     assert ">60</dd>" in page().decode() and "Not run yet" not in page().decode()
     assert {path.name.split("-")[0] for path in (workdir / "previous").iterdir()} == {"select"}
 

@@ -102,7 +102,10 @@ def test_killed_at_any_moment_and_in_any_number_the_table_is_that_of_one_worker(
 
 
 def claim(folder, name, shard, **told):
-    save_json(epath.Path(folder) / "workers" / name, {**who(), "shard": list(shard), "done": 0, **told})
+    save_json(
+        epath.Path(folder) / "workers" / name,
+        {**who(), "shard": list(shard), "done": 0, "images_per_second": 5.0, **told},
+    )
 
 
 def test_the_shard_of_a_dead_worker_is_taken_at_once_and_that_of_a_slow_one_in_time(tmp_path):

@@ -27,8 +27,8 @@ from pujax.data.decode import ImageSpec, describe, try_decode
 _ARENA = 4 << 20  # bytes that one worker shares with this process
 _FEW = 32  # as many are decoded sooner here than sent away
 _RUN = 64  # images a request, at most
-_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-_WORKERS = min(_CORES, 64)
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+_WORKERS = min(CORES, 64)
 # glibc would give the pages of every photograph back and fault them in again for the next: a third of the time.
 _KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(1 << 28), "MALLOC_MMAP_THRESHOLD_": str(1 << 28)}
 

@@ -5,9 +5,11 @@ import hashlib
 import io
 import json
 import lzma
+import os
 from pathlib import Path
 
 import numpy as np
+from etils import epath
 
 from pujax.errors import UserError
 
@@ -28,6 +30,16 @@ def embedded_path(name: str) -> Path:
         have = ", ".join(sorted(p.name for p in FOLDER.iterdir() if p.suffix in (".xz", ".safetensors")))
         raise UserError(f"nothing embedded is called {name!r}; there are {have}")
     return path
+
+
+def weights_file(text: str) -> epath.Path:
+    """Return the path that a text names: "embedded:<file>" inside the package, or any other.
+
+    Raises:
+        UserError: there is no embedded file of that name.
+    """
+    inside = text.startswith("embedded:")
+    return epath.Path(embedded_path(text.removeprefix("embedded:")) if inside else os.path.expanduser(text))
 
 
 def load_embedded(part: str) -> dict[str, np.ndarray]:

@@ -1,6 +1,7 @@
 """Reading images of a source where every one of them must be readable, and writing them down once."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,23 @@ def read_or_fail(source: ImageSource, indices: np.ndarray, what: str) -> np.ndar
         key = source.keys(indices[broken[:1]])[0]
         raise UserError(f"{what}: the image {key} does not decode ({reasons[broken[0]]}); repair or remove it")
     return images
+
+
+def noting_reader(
+    source: ImageSource, reasons: dict[int, str], *, first: int = 0
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Return `rows [n] -> uint8 [n, H, W, C]`, the source's images from `first` on; those that do not decode are zero.
+
+    Why they do not is left in `reasons`, by their row.
+    """
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        images, why = source.read(first + rows)
+        broken = np.flatnonzero(why != "")
+        reasons.update(zip(rows[broken].tolist(), why[broken].tolist()))
+        return images
+
+    return read
 
 
 def reasons_of(source: ImageSource, indices: np.ndarray) -> np.ndarray:

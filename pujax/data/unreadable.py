@@ -1,4 +1,4 @@
-"""Pool images that do not decode: a crawl has some, and only too many of them stop a run."""
+"""Images that do not decode: a crawl has some, and only too many of them stop a run."""
 
 import numpy as np
 import pyarrow as pa
@@ -16,18 +16,29 @@ def write_reasons(path: epath.Path, source: ImageSource, indices: np.ndarray, re
     write_table(path, pa.table({"key": source.keys(index), "index": index, "reason": reasons[broken].tolist()}))
 
 
-def check_share(unreadable: int, total: int, *, limit: float, first: str, listed: epath.Path) -> None:
+def check_share(
+    unreadable: int,
+    total: int,
+    *,
+    limit: float,
+    first: str,
+    listed: epath.Path | str,
+    what: str = "pool images",
+    option: str = "--config.score.max_unreadable",
+) -> None:
     """Raise UserError if more than a share of the images do not decode.
 
     Args:
         unreadable: how many do not.
         total: of how many.
-        limit: the share, score.max_unreadable.
+        limit: the share.
         first: key and reason of the first, for the message.
         listed: the file that lists all.
+        what: the images, for the message.
+        option: that sets the share.
     """
     if unreadable > limit * total:
         raise UserError(
-            f"{unreadable} of {total} pool images ({100 * unreadable / total:.3g} %) do not decode, the first is "
-            f"{first}; all are listed in {listed}: remove them, or raise --config.score.max_unreadable ({limit:g})"
+            f"{unreadable} of {total} {what} ({100 * unreadable / total:.3g} %) do not decode, the first is "
+            f"{first}; all are listed in {listed}: remove them, or raise {option} ({limit:g})"
         )

@@ -6,6 +6,8 @@ import jax
 
 from pujax.networks import Network
 
+PIXELS, NORMALISED = "pixels", "normalised"  # what files take, as the model card says it
+
 
 def make_function(network: Network, *, preprocessing: bool) -> Callable[[jax.Array], jax.Array]:
     """Return `images [B, H, W, C] -> logits float32 [B, K]`; see `input_dtype` for the images."""

@@ -20,7 +20,7 @@ from pujax.networks import Network
 _SIGNATURE = "serving_default"
 LOADER = """
 from ai_edge_litert.interpreter import Interpreter
-interpreter = Interpreter(path, num_threads=1)
+interpreter = Interpreter(path, num_threads=threads)
 interpreter.allocate_tensors()
 given, answer = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
 def run(images):

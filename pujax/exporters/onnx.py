@@ -5,18 +5,20 @@ from pathlib import Path
 
 import numpy as np
 
-from pujax.exporters.function import input_dtype, make_function
+from pujax.exporters.function import NORMALISED, PIXELS, input_dtype, make_function
 from pujax.exporters.onnx_graph import trace
 from pujax.exporters.onnx_passes import clipped, folded, without_dead
 from pujax.networks import Network, describe
 
 OPSET, _IR_VERSION = 18, 8  # which belong together, and which runtimes of several years read
 LOADER = """
+import json
 import onnxruntime
 options = onnxruntime.SessionOptions()
-options.intra_op_num_threads = 1
+options.intra_op_num_threads = threads
 session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 run = lambda images: session.run(None, {"images": images})[0]
+told = json.loads(session.get_modelmeta().custom_metadata_map.get("network", "{}"))
 """
 
 
@@ -52,6 +54,7 @@ def export_onnx(network: Network, path: Path, *, preprocessing: bool = True) -> 
         ir_version=_IR_VERSION,
         producer_name="pujax",
     )
-    helper.set_model_props(model, {"network": json.dumps(describe(network))})
+    told = describe(network) | {"takes": PIXELS if preprocessing else NORMALISED}
+    helper.set_model_props(model, {"network": json.dumps(told)})
     onnx.checker.check_model(model)
     path.write_bytes(model.SerializeToString())

@@ -12,7 +12,8 @@ from pujax.errors import UserError
 from pujax.parity import difference, run_apart
 
 # A loader is a few lines that make `run`, images [n, H, W, C] -> logits [n, K], out of `path`; `uint8` says of which
-# kind the images are.
+# kind the images are, and `threads` on how many threads of the CPU it may run. Where the file describes itself, the
+# lines leave that in `told`: `networks.describe`, and what it "takes", as the model card has it.
 _BEGIN = """
 import os
 import sys
@@ -23,7 +24,7 @@ if hasattr(os, "sched_setaffinity"):
 import time
 import numpy as np
 images = np.load(inputs, mmap_mode="r")
-uint8 = images.dtype == np.uint8
+uint8, threads = images.dtype == np.uint8, 1
 """
 _END = """
 batch = min(64, len(images))

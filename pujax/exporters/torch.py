@@ -9,6 +9,7 @@ import numpy as np
 from etils import epath
 
 from pujax.errors import UserError
+from pujax.exporters.function import NORMALISED
 from pujax.importers.names import namings_of, torch_names
 from pujax.models.exported import EXPORTED
 from pujax.networks import Network, describe
@@ -47,7 +48,7 @@ def export_torch(network: Network, path: Path, *, preprocessing: bool = True) ->
     """
     if network.model == EXPORTED:
         raise UserError("a fixed graph cannot be written for PyTorch; it came from there: use its own weights")
-    metadata = {"format": "pt", "network": json.dumps(describe(network))}
+    metadata = {"format": "pt", "network": json.dumps(describe(network) | {"takes": NORMALISED})}
     save_weights(epath.Path(path), to_torch(network.variables, network.model), metadata=metadata)
 
 

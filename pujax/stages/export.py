@@ -5,31 +5,23 @@ A file that answers otherwise than the student is not kept, and ends the job.
 
 import dataclasses
 import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pujax.artifacts import save_json, write_atomic
 from pujax.data.reading import read_or_fail, spread
-from pujax.data.sources import ImageSource
 from pujax.errors import UserError
-from pujax.exporters.formats import FORMATS, Format
-from pujax.exporters.parity import compare, replay
-from pujax.inference import map_images
+from pujax.exporters.checked import CALIBRATION_IMAGES, Sample, draw_sample, export_into
+from pujax.exporters.formats import FORMATS
 from pujax.job import Job
-from pujax.model_card import as_markdown, make_card
+from pujax.model_card import job_facts, make_card, save_card
 from pujax.networks import Network, describe, load_network
 from pujax.quantization import int8_forward
-from pujax.sharding import barrier, is_main_process, replicate
+from pujax.sharding import barrier, is_main_process
 from pujax.student import chosen_parts, train_student
 
-RESULTS_VERSION = 1
-_FEWEST_IMAGES, _MOST_IMAGES, _CALIBRATION_IMAGES = 200, 1000, 512
-_OPERATIONS = 2e11  # that comparing one file may take on one thread, where that is more than the fewest images
+RESULTS_VERSION = 2
 
 
 def run(job: Job, *, found: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Any]:
@@ -44,107 +36,55 @@ def run(job: Job, *, found: dict[str, Any], inputs: dict[str, Any]) -> dict[str,
         UserError: a file does not answer as the student does, or cannot be written; none is left.
     """
     student = load_network(job.workdir.unit("distill").student, dtype=jnp.dtype(jnp.float32))
-    affordable = int(_OPERATIONS / found["distill"]["flops_per_image"])
-    images, labels = _sample(job.sources["test"], min(max(affordable, _FEWEST_IMAGES), _MOST_IMAGES))
-    expected = _logits(job, student, images)
+    sample = draw_sample(
+        student,
+        job.sources["test"],
+        "data.test",
+        flops_per_image=found["distill"]["flops_per_image"],
+        mesh=job.mesh,
+        batch_size=job.config.run.inference_batch_size,
+    )
     written = [name for name in job.config.export.formats if not FORMATS[name].missing()]
     for_int8 = _for_int8(job, student) if any(FORMATS[name].calibrated for name in written) else student
     if not is_main_process():
         return {}
     blocks = {
-        name: _export(job, name, for_int8 if FORMATS[name].calibrated else student, images, labels, expected)
+        name: _export(job, name, for_int8 if FORMATS[name].calibrated else student, sample)
         for name in job.config.export.formats
     }
-    card = make_card(describe(student), job.config, inputs=inputs, found=found, files=blocks)
-    folder = job.workdir.unit("export").folder
-    save_json(folder / "MODEL_CARD.json", card)
-    write_atomic(folder / "MODEL_CARD.md", as_markdown(card).encode())
-    return {"test_images": len(images), "formats": blocks}
+    size = {name: found["distill"][name] for name in ("num_params", "flops_per_image")}
+    card = make_card(describe(student), blocks, **size, inputs=inputs, job=job_facts(job.config, found))
+    save_card(job.workdir.unit("export").folder, card)
+    return {"test_images": len(sample.images), "formats": blocks}
 
 
-def export(
-    form: Format,
-    network: Network,
-    path: Path,
-    *,
-    preprocessing: bool,
-    images: np.ndarray,
-    labels: np.ndarray,
-    expected: np.ndarray,
-    calibration: np.ndarray | None = None,
-) -> dict[str, Any]:
-    """Write a network to a local file, run that and compare; return what is to be known of it.
-
-    Args:
-        form: how it is written.
-        network: what is written.
-        path: of the file.
-        preprocessing: whether the file takes pixels, or normalised float32.
-        images: uint8 [N, H, W, C].
-        labels: int32 [N].
-        expected: the network's logits, float32 [N, K].
-        calibration: uint8 [n, H, W, C], typical images, for formats that are calibrated.
-
-    Raises:
-        UserError: it cannot be written or run, or does not answer as the network does; it is not left.
-    """
-    options = {"images": calibration} if form.calibrated else {}
-    form.write(network, path, preprocessing=preprocessing, **options)
-    try:
-        given = images if preprocessing else np.asarray(network.preprocessing.prepare(images))
-        logits, latency = replay(form.loader, path, given, timed=form.runtime)
-        parity = compare(expected, logits, labels, form.limits)
-        if wrong := parity.violation(form.limits):
-            raise UserError(f"{path.name} does not answer as the student does, and is not kept: {wrong}")
-    except UserError:
-        path.unlink()
-        raise
-    block = {name: value for name, value in dataclasses.asdict(parity).items() if name != "original_accuracy"}
-    return {"bytes": path.stat().st_size, **block} | ({"latency_ms": latency} if latency else {})
-
-
-def _export(
-    job: Job, name: str, student: Network, images: np.ndarray, labels: np.ndarray, expected: np.ndarray
-) -> dict[str, Any]:
-    form = FORMATS[name]
+def _export(job: Job, name: str, student: Network, sample: Sample) -> dict[str, Any]:
+    form, folder = FORMATS[name], job.workdir.unit("export").folder
     if missing := form.missing():
         print(f"export: {name} skipped, {missing}", file=sys.stderr)
         return {"skipped": missing}
-    target = job.workdir.unit("export").folder / form.file
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / form.file
-        try:
-            block = export(
-                form,
-                student,
-                path,
-                preprocessing=job.config.export.preprocessing,
-                images=images,
-                labels=labels,
-                expected=expected,
-                calibration=_training_sample(job) if form.calibrated else None,
-            )
-        except UserError as error:
-            other = "distil further for it with export.int8_steps=300, or " if form.calibrated else ""
-            raise UserError(
-                f"export as {name}: {error}; {other}to do without, leave it out of export.formats"
-            ) from error
-        write_atomic(target, path.read_bytes())
+    try:
+        block = export_into(
+            folder,
+            form.file,
+            form,
+            student,
+            preprocessing=job.config.export.preprocessing,
+            sample=sample,
+            calibration=_training_sample(job) if form.calibrated else None,
+        )
+    except UserError as error:
+        other = "distil further for it with export.int8_steps=300, or " if form.calibrated else ""
+        raise UserError(f"export as {name}: {error}; {other}to do without, leave it out of export.formats") from error
     steps = {"int8_steps": job.config.export.int8_steps} if form.calibrated and job.config.export.int8_steps else {}
-    return {"path": str(target.relative_to(job.workdir.root)), **block, **steps}
-
-
-def _sample(source: ImageSource, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return images uint8 [n, H, W, C] of a labelled source, spread over it, and their labels int32 [n]."""
-    rows = spread(len(source), count)
-    return read_or_fail(source, rows, "data.test"), source.labels[rows]
+    return block | steps | {"path": str((folder / form.file).relative_to(job.workdir.root))}
 
 
 def _training_sample(job: Job) -> np.ndarray:
     """Return images uint8 [n, H, W, C] that the student was trained on, spread over the labelled and the chosen."""
     parts = chosen_parts(job)
     part = np.repeat(np.arange(len(parts)), [len(index) for _, index in parts])
-    rows = spread(len(part), _CALIBRATION_IMAGES)
+    rows = spread(len(part), CALIBRATION_IMAGES)
     taken = [np.concatenate([index for _, index in parts])[rows[part[rows] == k]] for k in range(len(parts))]
     return np.concatenate(
         [read_or_fail(source, index, "training set") for (source, _), index in zip(parts, taken) if len(index)]
@@ -168,15 +108,3 @@ def _for_int8(job: Job, student: Network) -> Network:
         train_student(distill, job.teacher(), chosen_parts(job), unit=unit, begin=student, forward=int8_forward, **how)
     barrier("int8 student")
     return load_network(unit.student, dtype=student.dtype)
-
-
-def _logits(job: Job, network: Network, images: np.ndarray) -> np.ndarray:
-    """Return logits float32 [N, K] in full precision; accelerators round sums to fewer digits by default."""
-
-    def predict(variables: Any, batch: jax.Array) -> dict[str, jax.Array]:
-        return {"logits": network.logits(variables, batch)}
-
-    variables, batch_size = replicate(job.mesh, network.variables), job.config.run.inference_batch_size
-    with jax.default_matmul_precision("highest"):
-        read = images.__getitem__
-        return map_images(predict, variables, read, len(images), batch_size=batch_size, mesh=job.mesh)["logits"]

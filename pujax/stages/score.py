@@ -10,6 +10,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from pujax.artifacts import save_json
+from pujax.data.reading import noting_reader
 from pujax.data.sources import ImageSource
 from pujax.data.unreadable import check_share
 from pujax.inference import CompiledMap, compile_map, map_compiled
@@ -27,6 +29,8 @@ def run(job: Job) -> dict[str, Any]:
     """Leave the score table and the list of unreadable images in the work directory; return the summary block."""
     config, pool = job.config.score, job.sources["pool"]
     table = job.score_table()
+    if is_main_process():  # for whoever asks how far it is
+        save_json(job.workdir.shard_plan, {"images": len(pool), "shards": len(table.shards)})
     images_per_second = score_pool(job, table)
     barrier("score")
     table.check()
@@ -71,12 +75,9 @@ def score_shard(
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Return the columns of the score table for images start..stop-1."""
-    reasons = np.full(stop - start, "", object)
-
-    def read(rows: np.ndarray) -> np.ndarray:
-        images, reasons[rows] = pool.read(start + rows)
-        return images
-
+    reasons: dict[int, str] = {}
+    read = noting_reader(pool, reasons, first=start)
     scores = map_compiled(score, arguments, read, stop - start, batch_size=batch_size, mesh=mesh, progress=progress)
     index = np.arange(start, stop)
-    return {"key": pool.keys(index), "index": index, **scores, "readable": reasons == "", "reason": reasons}
+    reason = np.array([reasons.get(row, "") for row in range(stop - start)], object)
+    return {"key": pool.keys(index), "index": index, **scores, "readable": reason == "", "reason": reason}

@@ -13,7 +13,7 @@ from etils import epath
 from pujax.config import Config, with_options
 from pujax.data.batches import index_batches
 from pujax.data.class_names import given_class_names
-from pujax.data.embedded import embedded_path
+from pujax.data.embedded import weights_file
 from pujax.data.reading import read_or_fail, spread, training_images
 from pujax.data.sources import ImageSource
 from pujax.data.transforms import augment
@@ -67,10 +67,7 @@ def doubts_about(teacher: Network, labelled: ImageSource) -> list[str]:
 
 def weights_path(config: Config) -> epath.Path | None:
     """Return the file that the teacher is restored from, or None where it is to be trained."""
-    weights = config.teacher.weights
-    if weights.startswith("embedded:"):
-        return epath.Path(embedded_path(weights.removeprefix("embedded:")))
-    return epath.Path(weights) if weights else None
+    return weights_file(config.teacher.weights) if config.teacher.weights else None
 
 
 def given_teacher(config: Config) -> Network | None:
