@@ -383,7 +383,7 @@ def test_the_task_of_sky_runs_the_job_as_it_was_given(site, nodes):
 
 def test_a_slurm_job_is_one_task_a_node_with_all_its_cpus(site):
     assert site.run("slurm.sbatch", *JOB, environment={"SLURM_CPUS_PER_TASK": "32", "SLURM_GPUS_ON_NODE": "8"})[0] == 0
-    options = ["--ntasks-per-node=1", "--cpus-per-task=32"]
+    options = ["--kill-on-bad-exit=0", "--ntasks-per-node=1", "--cpus-per-task=32"]
     assert site.calls() == [["srun", *options, ".venv/bin/python", *LAUNCH, *JOB]]
     asked = re.findall("^#SBATCH (.*)", (ROOT / "launch/slurm.sbatch").read_text(), re.M)
     assert {"--requeue", "--signal=TERM@120", "--open-mode=append", "--ntasks-per-node=1"} <= set(asked)
