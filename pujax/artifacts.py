@@ -56,6 +56,8 @@ class Workdir:
         self.scorer = root / "scorer" / "scorer.safetensors"
         self.held_out = root / "scorer" / "held_out.npz"  # scores of images that their scorer did not train on
         self.shards = root / "score" / "shards"  # the score table
+        self.hosts = root / "hosts"  # where the processes of one job meet
+        self.workers = root / "score" / "workers"  # signs of life of those who score
         self.selected = root / "select" / "selected.parquet"
 
     @property
@@ -167,8 +169,10 @@ def read_table(path: epath.Path, columns: list[str] | None = None) -> pa.Table:
     Raises:
         pyarrow.ArrowInvalid: it is damaged.
     """
-    with path.open("rb") as file:
-        return pq.read_table(file, columns=columns)
+    # Threads of Arrow's that still hold a Python file when the interpreter ends abort the process: for those, none.
+    remote = is_remote(path)
+    with path.open("rb") if remote else pa.OSFile(str(path)) as file:
+        return pq.ParquetFile(file, pre_buffer=not remote).read(columns=columns, use_threads=not remote)
 
 
 def save_arrays(path: epath.Path, **arrays: np.ndarray) -> None:

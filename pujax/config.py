@@ -59,27 +59,29 @@ class SourceConfig:
         choices=("", "folder", "list", "tar", "parquet", "hf", "array_record", "tfds",
                  "array", "cifar", "imagenet32", "idx", "embedded"),
     )  # fmt: skip
-    # File or folder; many files as {000..999}, {a,b}, * and **; folder, list, tar and parquet also s3:// and gs://. For
-    # tfds the data_dir (empty: TFDS's own default).
+    # File or folder; many files as "{000..999}", "{a,b}", "*" and "**"; folder, list, tar and parquet also "s3://" and
+    # "gs://". For tfds the data_dir (empty: TFDS's own default).
     path: str = ""
     name: str = ""  # embedded: "labelled", "pool" or "test"; tfds: the dataset's name
-    split: str = "train"  # tfds, hf, cifar, imagenet32 and idx
+    split: str = "train"  # part of the dataset: of tfds, hf, cifar, imagenet32 and idx
     per_class: int = option(0, at_least=0)  # keep the first n images of every class; 0 keeps all
     limit: int = option(0, at_least=0)  # keep the first n images; 0 keeps all
 
 
 @dataclass(slots=True)
 class DataConfig:
-    """The images of the task: what is labelled, what is to be mined, what measures the result."""
+    """The images of the task: what is labelled, what is to be mined, what measures the result.
 
-    # Classes and what the networks see; what is 0 or empty is as the teacher's weights say.
-    num_classes: int = option(10, at_least=0)
-    image_size: int = option(32, at_least=0)  # height and width
+    Of classes and preprocessing, what is 0 or empty is as the teacher's weights say.
+    """
+
+    num_classes: int = option(10, at_least=0)  # outputs of teacher and student
+    image_size: int = option(32, at_least=0)  # height and width that the networks see
     channels: int = 3  # 1 grey, 3 RGB
     mean: tuple[float, ...] = (0.5,)  # of the pixels in [0, 1]; one number or one per channel
-    std: tuple[float, ...] = option((0.5,), above=0)
+    std: tuple[float, ...] = option((0.5,), above=0)  # likewise: networks see (pixel / 255 - mean) / std
     crop: float = option(1.0, at_least=0, at_most=1)  # share of the short side that a centre crop keeps
-    interpolation: str = option("bilinear", choices=("", "bilinear", "bicubic"))  # of image files
+    interpolation: str = option("bilinear", choices=("", "bilinear", "bicubic"))  # when image files are resized
     # Names in the order of the teacher's outputs, where it does not know them; or one text file, a name a line.
     class_names: tuple[str, ...] = ()
     labelled: SourceConfig = field(default_factory=SourceConfig)  # the few labelled images, the PU positives
@@ -94,16 +96,17 @@ class DataConfig:
 class OptimizerConfig:
     """Stochastic gradient descent; weight decay applies to every parameter, as in the released recipe."""
 
-    batch_size: int = option(128, above=0)
-    num_steps: int = option(1000, above=0)
-    learning_rate: float = option(0.1, above=0)  # peak
-    momentum: float = option(0.9, at_least=0, below=1)
-    nesterov: bool = False
-    weight_decay: float = option(5e-4, at_least=0)
-    schedule: str = option("cosine", choices=("cosine", "step", "constant"))  # cosine goes to zero
+    batch_size: int = option(128, above=0)  # images of one step, over all devices
+    num_steps: int = option(1000, above=0)  # optimiser steps; there are no epochs
+    learning_rate: float = option(0.1, above=0)  # at its peak
+    momentum: float = option(0.9, at_least=0, below=1)  # of the gradient's running sum
+    nesterov: bool = False  # look ahead along the momentum
+    weight_decay: float = option(5e-4, at_least=0)  # added to the gradient, times the parameters
+    # How the learning rate falls after that; "cosine" goes to zero.
+    schedule: str = option("cosine", choices=("cosine", "step", "constant"))
     # Of num_steps; a "step" schedule divides by ten at each.
     milestones: tuple[float, ...] = option((0.25, 0.5, 0.75), at_least=0, below=1, used_if={"schedule": ("step",)})
-    warmup_steps: int = option(0, at_least=0)
+    warmup_steps: int = option(0, at_least=0)  # in which the learning rate rises from zero to its peak
 
 
 @dataclass(slots=True)
@@ -119,8 +122,8 @@ class TrainingConfig(OptimizerConfig):
 class TeacherConfig(TrainingConfig):
     """The network to compress: restored from `weights`, or trained here on `data.full`."""
 
-    model: str = ""  # see models.CLASSIFIERS; may be empty where the weights file names it
-    weights: str = ""  # a .safetensors file, "embedded:<file>", or empty to train
+    model: str = ""  # name of its network, see models.CLASSIFIERS; may be empty where the weights file says it
+    weights: str = ""  # a file: safetensors or a PyTorch state dict; "embedded:<file>"; empty trains the teacher
 
 
 _WITH_PRIOR = {"loss": ("balanced_nnpu", "nnpu")}  # the losses that know a class prior and a surrogate
@@ -130,11 +133,13 @@ _WITH_PRIOR = {"loss": ("balanced_nnpu", "nnpu")}  # the losses that know a clas
 class FrozenScorerConfig(OptimizerConfig):
     """PU heads on stored features of the frozen teacher."""
 
+    # The risk that the heads minimise; "nnpu" and "balanced_nnpu" use the class prior, 0.1 where it is estimated.
     loss: str = option("labelled_vs_unlabelled", choices=("labelled_vs_unlabelled", "balanced_nnpu", "nnpu"))
+    # The loss of one image in the risk.
     surrogate: str = option("logistic", choices=("logistic", "sigmoid"), used_if=_WITH_PRIOR)
     beta: float = option(0.0, at_least=0, used_if=_WITH_PRIOR)  # tolerance before the negative risk is overfitted
     gamma: float = option(1.0, at_least=0, used_if=_WITH_PRIOR)  # scale of the correcting gradient
-    positives_per_batch: int = option(64, above=0)  # fixed share of the batch
+    positives_per_batch: int = option(64, above=0)  # labelled images in every batch
     folds: int = option(5, at_least=2, below=101)  # heads trained crosswise, so that every score is held out
     gate: bool = False  # squeeze-and-excitation gate over the features
     hidden: int = option(0, at_least=0)  # width of the head's hidden layer; 0 is linear
@@ -142,7 +147,7 @@ class FrozenScorerConfig(OptimizerConfig):
     quarter_turn: bool = False  # also see the features of the image turned by 90 degrees; doubles the passes
     feature_noise: float = option(0.1, at_least=0)  # standard deviation of noise on the standardised features
     distance: float = option(0.0, at_least=0)  # weight of the relative Mahalanobis distance beside the head's logit
-    energy: float = option(0.0, at_least=0)  # weight of the log-sum-exp of the teacher's logits beside it
+    energy: float = option(0.0, at_least=0)  # weight of the log-sum-exp of the teacher's logits beside them
     # Labelled images also blurred, turned, ...: "auto" trains again so where labelled and pool images differ in style.
     styles: str = option("auto", choices=("auto", "on", "off"))
     # Share of the pool, lowest-scored, to train against a second time; 0 trains once.
@@ -153,11 +158,13 @@ class FrozenScorerConfig(OptimizerConfig):
 class FinetunedScorerConfig(TrainingConfig):
     """The teacher's whole backbone under a PU head, trained end to end, as released."""
 
+    # The risk that the network minimises; "nnpu" and "balanced_nnpu" use the class prior, 0.1 where it is estimated.
     loss: str = option("nnpu", choices=("labelled_vs_unlabelled", "balanced_nnpu", "nnpu"))
+    # The loss of one image in the risk.
     surrogate: str = option("sigmoid", choices=("logistic", "sigmoid"), used_if=_WITH_PRIOR)
     beta: float = option(0.0, at_least=0, used_if=_WITH_PRIOR)  # tolerance before the negative risk is overfitted
     gamma: float = option(1.0, at_least=0, used_if=_WITH_PRIOR)  # scale of the correcting gradient
-    positives_per_batch: int = option(0, at_least=0)  # fixed share of the batch; 0 draws uniformly, as released
+    positives_per_batch: int = option(0, at_least=0)  # labelled images in every batch; 0 draws uniformly, as released
     gate: bool = True  # squeeze-and-excitation gate over the features
     hidden: int = option(0, at_least=0)  # width of the head's hidden layer; 0 is linear, as released
     holdout: float = option(0.2, above=0, below=1)  # share of positives and pool sample kept out of training
@@ -167,7 +174,7 @@ class FinetunedScorerConfig(TrainingConfig):
 class ScorerConfig:
     """The positive-unlabelled classifier on the teacher's multi-scale features."""
 
-    mode: str = option("frozen", choices=("frozen", "finetune"))  # which of the two groups below counts
+    mode: str = option("frozen", choices=("frozen", "finetune"))  # which of the groups "frozen" and "finetune" counts
     class_prior: str = "estimate"  # share of positives in the pool: "estimate" or a number in (0, 1)
     pool_sample: int = option(100_000, at_least=0)  # pool images that the scorer trains on; 0 takes all
     # Share of the pool sample that must score like a labelled image; with less the pool counts as empty. 0 goes on.
@@ -191,36 +198,41 @@ _WITH_BUDGET = ("top_k", "class_balanced", "random", "sample", "teacher_confiden
 class SelectConfig:
     """Choosing from the score table."""
 
-    # "prior": as many of the best as the class prior says, see stages.select; the others: see selection.RULES
+    # "prior": as many of the best as the class prior says, see docs/method.md; "threshold": all above a score;
+    # "top_k": the best; "class_balanced": the best of each of the teacher's classes; "random": any; "sample": drawn by
+    # the score; "teacher_confidence": the best by that; "mean_rank": by the ranks of score and confidence; "all".
     rule: str = option("prior", choices=("prior", "threshold", *_WITH_BUDGET, "all"))
-    threshold: float = option(0.0, used_if={"rule": ("threshold",)})  # of the score
+    threshold: float = option(0.0, used_if={"rule": ("threshold",)})  # images that score above it are kept
     # Images to keep; 0 means as many as rule "prior" would.
     budget: int = option(0, at_least=0, used_if={"rule": _WITH_BUDGET})
     # The draw has weights exp(sharpness x score); 0 finds it from the budget.
     sharpness: float = option(0.0, at_least=0, used_if={"rule": ("sample",)})
     # Copies of test and labelled images among the chosen ones: counted, also left out, or not looked for.
     copies: str = option("count", choices=("count", "drop", "ignore"))
-    passes: int = option(50, above=0)  # times that the student sees each image, where it is not for the prior to say
+    # Times that a student should see each image: bounds how many are chosen beyond what the class prior says.
+    passes: int = option(50, above=0)
 
 
 @dataclass(slots=True)
 class DistillConfig(TrainingConfig):
     """Robust knowledge distillation from the teacher into the student."""
 
-    model: str = ""  # see models.CLASSIFIERS; `_x0.5` behind a name halves the widths of most
+    model: str = ""  # name of its network, see models.CLASSIFIERS; "_x0.5" behind a name halves the widths of most
     weights: str = ""  # a file to begin with, as for the teacher, with any number of classes; empty begins at random
-    temperature: float = option(4.0, above=0)
-    # "inverse_frequency" weighs by the teacher's class mass, as released
+    temperature: float = option(4.0, above=0)  # by which both networks' logits are divided before the softmax
+    # "inverse_frequency" weighs an image by the inverse of its class's mass in the teacher's eyes, as released.
     class_weights: str = option("none", choices=("none", "inverse_frequency"))
-    # "paper": largest of perturbed weightings; "worst_case": exact inner maximum
+    # The largest loss under other class weights: "paper" tries random ones, as released; "worst_case" is exact.
     robust: str = option("none", choices=("none", "paper", "worst_case"))
     # Radius of the class-weight uncertainty.
     epsilon: float = option(0.1, at_least=0, used_if={"robust": ("paper", "worst_case")})
     # Members of the "paper" set beside the unperturbed one.
     num_perturbations: int = option(1, at_least=0, used_if={"robust": ("paper",)})
-    labelled_per_batch: int = option(0, at_least=0)  # fixed share of the batch; 0 draws uniformly
-    label_weight: float = option(0.0, at_least=0)  # cross-entropy on the labelled images' own labels
-    # Views an image, with the teacher's logits computed once; 0: new views, teacher in each step.
+    labelled_per_batch: int = option(0, at_least=0)  # labelled images in every batch; 0 draws uniformly
+    # Weight of the cross-entropy on the labelled images' own labels, beside the teacher's answers.
+    label_weight: float = option(0.0, at_least=0)
+    # Augmented views of each image, on which the teacher's logits are computed once; 0: new views, and the teacher, in
+    # each step.
     cached_views: int = option(0, at_least=0)
 
 
@@ -240,17 +252,17 @@ class ExportConfig:
 class RunConfig:
     """How the job is carried out and watched: nothing here changes what it computes, so all may differ on resume."""
 
-    inference_batch_size: int = option(512, above=0)  # of every forward pass that trains nothing
-    device_data_mb: int = option(4096, above=0)  # training images up to this size stay on the device
-    checkpoint_every: int = option(1000, above=0)  # steps
-    log_every: int = option(100, above=0)  # steps
+    inference_batch_size: int = option(512, above=0)  # images of every forward pass that trains nothing
+    device_data_mb: int = option(4096, above=0)  # megabytes: training images up to this size stay on the device
+    checkpoint_every: int = option(1000, above=0)  # steps, after which a training can go on
+    log_every: int = option(100, above=0)  # steps, over which metrics are averaged
 
 
 @dataclass(slots=True)
 class Config:
     """One whole job. Defaults are the simplest case, not a paper's setting."""
 
-    seed: int = option(0, at_least=0)
+    seed: int = option(0, at_least=0)  # of weights, batches, augmentation and every random choice
     data: DataConfig = field(default_factory=DataConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     scorer: ScorerConfig = field(default_factory=ScorerConfig)
@@ -258,8 +270,11 @@ class Config:
     select: SelectConfig = field(default_factory=SelectConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
-    baselines: tuple[str, ...] = option((), choices=BASELINES)  # students to train for comparison, same updates
-    # "auto": bfloat16 on GPUs and TPUs
+    # Students to train for comparison, with the same updates: on the labelled images alone; on these and as many pool
+    # images as were chosen, "random" ones or by the teacher's confidence; on these and "all" of the pool; on these and
+    # the pool's "true_positives", where it carries truth for evaluation; on all of data.full.
+    baselines: tuple[str, ...] = option((), choices=BASELINES)
+    # Of the forward and backward passes; parameters are float32. "auto": bfloat16 on GPUs and TPUs.
     compute_dtype: str = option("auto", choices=("auto", "float32", "bfloat16"))
     run: RunConfig = field(default_factory=RunConfig)
 

@@ -24,8 +24,21 @@ def resolve_dtype(name: str) -> jnp.dtype:
     return jnp.dtype(name)
 
 
+MapFn = Callable[[Any, Any], dict[str, jax.Array]]  # (arguments, what was read) -> dict of [B, ...]
+CompiledMap = Callable[[Any, jax.Array, Any], tuple[jax.Array, dict[str, jax.Array]]]
+
+
+def compile_map(fn: MapFn, mesh: Mesh) -> CompiledMap:
+    """Return `fn` for `map_compiled`: with the rows that a batch is of beside it, and outputs on every device."""
+
+    def run(arguments: Any, rows: jax.Array, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+        return rows, fn(arguments, batch)
+
+    return jax.jit(run, out_shardings=NamedSharding(mesh, P()))
+
+
 def map_images(
-    fn: Callable[[Any, Any], dict[str, jax.Array]],
+    fn: MapFn,
     arguments: Any,
     read: Callable[[np.ndarray], Any],
     num_images: int,
@@ -34,11 +47,26 @@ def map_images(
     mesh: Mesh,
     progress: Progress | None = None,
 ) -> dict[str, np.ndarray]:
-    """Apply `fn` to images 0..num_images-1 and return its outputs in that order.
+    """Return `map_compiled` of a function that is compiled for this call."""
+    compiled = compile_map(fn, mesh)
+    return map_compiled(compiled, arguments, read, num_images, batch_size=batch_size, mesh=mesh, progress=progress)
+
+
+def map_compiled(
+    compiled: CompiledMap,
+    arguments: Any,
+    read: Callable[[np.ndarray], Any],
+    num_images: int,
+    *,
+    batch_size: int,
+    mesh: Mesh,
+    progress: Progress | None = None,
+) -> dict[str, np.ndarray]:
+    """Apply a function to images 0..num_images-1 and return its outputs in that order.
 
     Args:
-        fn: `(arguments, what `read` returned) -> dict of [B, ...]`; compiled here, once.
-        arguments: arrays for `fn`, on the mesh.
+        compiled: the function, by `compile_map`.
+        arguments: arrays for the function, on the mesh.
         read: `indices [n] -> uint8 [n, H, W, C]`, or a dict of [n, ...]; called in another thread, one batch ahead,
             once for every image; n may be 0 where a process has no part in the last batch.
         num_images: how many images there are.
@@ -57,11 +85,6 @@ def map_images(
     starts = range(0, num_images, batch_size)
     processes = sorted({device.process_index for device in mesh.devices.flat})
     part, own = batch_size // len(processes), processes.index(jax.process_index())
-
-    def run(arguments: Any, rows: jax.Array, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-        return rows, fn(arguments, batch)
-
-    compiled = jax.jit(run, out_shardings=NamedSharding(mesh, P()))
 
     def read_part(start: int) -> tuple[np.ndarray, Any]:
         """Return this process's rows of a batch, and what is read for them, filled up with zeros to a full part."""

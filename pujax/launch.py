@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -12,17 +13,24 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
-from pujax import pipeline, plan
+from pujax import hosts, pipeline, plan, preemption
 from pujax.artifacts import Workdir
 from pujax.config import Config, SourceConfig, require_known_field, resolve
 from pujax.data.sources.spec import parse_source
 from pujax.errors import UserError
-from pujax.sharding import configure_backend, is_main_process
+from pujax.hosts import HostLost
+from pujax.preemption import EXIT_STATUS, Preempted
+from pujax.sharding import barrier, configure_backend, is_main_process
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe: a Python file with get_config().", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder for all results; default runs/<name of the config file>.")
 _STAGES = flags.DEFINE_list("stages", list(pipeline.STAGES), "Stages to run, of " + ", ".join(pipeline.STAGES) + ".")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Check everything that can be checked without training; print the plan.")
+
+_HOST_TIMEOUT = flags.DEFINE_integer(
+    "host_timeout", 300, "Seconds after which another host that does not come, or answers no more, is an error.",
+    lower_bound=5,
+)  # fmt: skip
 
 _USAGE = """pujax: compress an image classifier with a few labelled images and an unlabelled pool.
 
@@ -32,12 +40,14 @@ _USAGE = """pujax: compress an image classifier with a few labelled images and a
   python -m pujax.launch --config configs/quickstart.py --stages=score,select --dry_run
 
 Options of a recipe are the fields in pujax/config.py, given as --config.<field>=<value>; lists as a,b,c.
-The same command continues a run that was stopped. Exit status: 0 done, 2 the input is wrong, 1 anything else.
+The same command continues a run that was stopped. Exit status: 0 done, 2 the input is wrong, 75 start it again (stopped
+by SIGTERM, or another host was lost), 1 anything else.
 
   --config    recipe, a Python file with get_config(); see configs/
   --workdir   folder for all results, local, gs:// or s3:// (default: runs/<name of the recipe>)
   --stages    stages to run (default: all): """ + ", ".join(pipeline.STAGES) + """
   --dry_run   check files, classes, shapes and memory without training, and print the plan
+  --host_timeout  seconds after which a host that does not come, or answers no more, is an error (default: 300)
 """  # fmt: skip
 
 
@@ -46,15 +56,43 @@ def main(argv: list[str]) -> None:
     config, workdir, stages = _read_flags(argv)
     logging.set_verbosity(logging.ERROR)  # libraries warn of what pujax reports itself
     configure_backend()
-    _initialize_distributed()
+    watch = _join_hosts(workdir)
+    preemption.listen()
+    try:
+        report = _carry_out(config, workdir, stages)
+    except BaseException as error:
+        if watch:
+            _end_with(watch, error)
+        raise
+    if watch:
+        barrier("end")
+        watch.close()
+    if is_main_process():
+        print(report)
+
+
+def _carry_out(config: Config, workdir: Workdir, stages: tuple[str, ...]) -> str:
+    """Run the job, or describe it; return what to print."""
     if _DRY_RUN.value:
         report = plan.describe(config, workdir, stages)
     else:
         verdict = pipeline.verdict(pipeline.run(config, workdir.root, stages))
         report = f"\n{verdict}summary: {workdir.summary}"
         report += f"\nreport: {workdir.report}" if "report" in stages else ""
-    if is_main_process():
-        print(report)
+    return report
+
+
+def _end_with(watch: hosts.Watch, error: BaseException) -> None:
+    """End this process of several for an error: the others wait for it somewhere, and so does JAX at its end.
+
+    An error of the network may be another's death, which the watch will notice: it is given the time.
+    """
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        time.sleep(_HOST_TIMEOUT.value + 2 * hosts.LONGEST_BEAT)
+    status, text = _status(error)
+    print(f"pujax: {text}" if text else traceback.format_exc(), file=sys.stderr, flush=True)
+    watch.tell_end(status, text or repr(error))
+    os._exit(status)
 
 
 def _read_flags(argv: list[str]) -> tuple[Config, Workdir, tuple[str, ...]]:
@@ -142,40 +180,66 @@ def _place_in_recipe(error: BaseException, recipe: Path) -> str:
     return ""
 
 
-def _initialize_distributed() -> None:
-    """Join the other processes, where the environment says that there are any.
+def _join_hosts(workdir: Workdir) -> hosts.Watch | None:
+    """Join the other processes, where the environment says that there are any, and watch them.
 
     Raises:
+        HostLost: not all of them came.
         UserError: the devices belong to several processes that have not joined.
     """
     if address := os.environ.get("JAX_COORDINATOR_ADDRESS"):
-        jax.distributed.initialize(address, int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"]))
+        count, index = (_number(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+        hosts.join(workdir.hosts, address=address, count=count, index=index, timeout=_HOST_TIMEOUT.value)
     elif (
         os.environ.get("PUJAX_DISTRIBUTED") == "1"
         or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")  # set on GKE, not on TPU VMs
         or int(os.environ.get("SLURM_NTASKS", "1")) > 1
     ):
-        jax.distributed.initialize()
+        hosts.join_by_environment(_HOST_TIMEOUT.value)
     if jax.process_count() > 1 and not jax.distributed.is_initialized():
         raise UserError(f"this is one of {jax.process_count()} processes; set PUJAX_DISTRIBUTED=1 on all of them")
+    return hosts.Watch(_HOST_TIMEOUT.value) if jax.process_count() > 1 else None
+
+
+def _number(name: str) -> int:
+    """Return the whole number that an environment variable holds."""
+    value = os.environ.get(name, "")
+    if not value.isdigit():
+        raise UserError(f"JAX_COORDINATOR_ADDRESS is set, but {name} is {value!r}; set it to a number")
+    return int(value)
 
 
 def run() -> None:
-    """Entry point: map the user's mistakes to one line and exit status 2, everything else to 1."""
+    """Entry point: one line and an exit status for what the user can mend, a traceback for all else."""
     try:
         app.run(main, flags_parser=_parse)
-    except KeyboardInterrupt:
-        _fail("stopped; the same command continues the run", 1)
-    except UserError as error:
-        _fail(error, 2)
-    except FloatingPointError as error:
-        _fail(error, 1)
-    except Exception as error:
-        if full := _full_disk(error):
-            _fail(full, 1)
-        if isinstance(error, OSError) and error.filename:
-            _fail(f"{error.filename}: {error.strerror}; the same command continues the run", 1)
-        raise
+    except (Exception, KeyboardInterrupt, Preempted) as error:
+        status, text = _status(error)
+        if not text:
+            raise
+        print(f"pujax: {text}", file=sys.stderr)
+        sys.exit(status)
+
+
+def _status(error: BaseException) -> tuple[int, str]:
+    """Return the exit status for an error, and the line that tells of it; no line where nothing better is known."""
+    if isinstance(error, KeyboardInterrupt):
+        return 1, "stopped; the same command continues the run"
+    if isinstance(error, Preempted | HostLost):
+        return getattr(error, "status", EXIT_STATUS), f"{_in_one_line(error)}; the same command continues the run"
+    if isinstance(error, UserError):
+        return 2, _in_one_line(error)
+    if isinstance(error, FloatingPointError):
+        return 1, _in_one_line(error)
+    if full := _full_disk(error):
+        return 1, _in_one_line(full)
+    if isinstance(error, OSError) and error.filename:
+        return 1, _in_one_line(f"{error.filename}: {error.strerror}; the same command continues the run")
+    return 1, ""
+
+
+def _in_one_line(text: object) -> str:
+    return " ".join(str(text).split())
 
 
 def _full_disk(error: BaseException | None) -> str:
@@ -186,11 +250,6 @@ def _full_disk(error: BaseException | None) -> str:
             return f"no space left on the disk of {where}; make room, and the same command continues the run"
         error = error.__cause__ or error.__context__
     return ""
-
-
-def _fail(error: Exception | str, status: int) -> None:
-    print(f"pujax: {' '.join(str(error).split())}", file=sys.stderr)
-    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -3,20 +3,14 @@
 import contextlib
 import datetime
 import os
-import socket
-import threading
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from etils import epath
 
 from pujax.artifacts import is_remote, load_json, save_json, temporary_name
 from pujax.errors import UserError
-
-_BEAT = 20.0  # seconds between signs of life
-_DEAD = 120.0  # a lock of another host without a sign of life for so long belongs to nobody
+from pujax.presence import Presence, lives, who
 
 
 @contextlib.contextmanager
@@ -28,23 +22,10 @@ def locked(path: epath.Path) -> Iterator[None]:
     Raises:
         UserError: a living job holds it; the message says which.
     """
-    me = {**_who(), "since": datetime.datetime.now().isoformat(" ", "seconds")}
+    me = {**who(), "since": datetime.datetime.now().isoformat(" ", "seconds")}
     _take(path, me)
-    ended = threading.Event()
-    beat = threading.Thread(target=_renew, args=(path, me, ended), daemon=True)
-    beat.start()
-    try:
+    with contextlib.closing(Presence(path, me)):
         yield
-    finally:
-        ended.set()
-        beat.join()
-        path.unlink(missing_ok=True)
-
-
-def _who() -> dict[str, Any]:
-    """Return what tells this process from every other one, on any host, at any time."""
-    return {"host": socket.gethostname(), "boot": _read("/proc/sys/kernel/random/boot_id"), "process": os.getpid(),
-            "started": _started(os.getpid()), "renewed": time.time()}  # fmt: skip
 
 
 def _take(path: epath.Path, me: dict[str, Any]) -> None:
@@ -53,7 +34,7 @@ def _take(path: epath.Path, me: dict[str, Any]) -> None:
             holder = load_json(path)
         except UserError:  # cut short by a full disk
             holder = None
-        if holder and _lives(holder):
+        if holder and lives(holder):
             raise UserError(
                 f"{path.parent} is in use by process {holder['process']} on {holder['host']}, since {holder['since']}; "
                 "wait for it, stop it, or choose another --workdir"
@@ -70,27 +51,3 @@ def _take(path: epath.Path, me: dict[str, Any]) -> None:
         return _take(path, me)
     finally:
         temporary.unlink()
-
-
-def _renew(path: epath.Path, me: dict[str, Any], ended: threading.Event) -> None:
-    while not ended.wait(_BEAT):
-        with contextlib.suppress(OSError):  # a full disk is for the job to report
-            save_json(path, me | {"renewed": time.time()})
-
-
-def _lives(holder: dict[str, Any]) -> bool:
-    if holder["host"] == socket.gethostname() and holder["boot"] == _read("/proc/sys/kernel/random/boot_id"):
-        return _started(holder["process"]) == holder["started"] != ""
-    return time.time() - holder["renewed"] < _DEAD
-
-
-def _started(process: int) -> str:
-    """Return when a process of this host started, in clock ticks since boot; "" if there is none, or it is a zombie."""
-    fields = _read(f"/proc/{process}/stat").rpartition(")")[2].split()
-    return fields[19] if fields and fields[0] != "Z" else ""
-
-
-def _read(path: str) -> str:
-    with contextlib.suppress(OSError):
-        return Path(path).read_text().strip()
-    return ""

@@ -60,6 +60,7 @@ _BEFORE = {
 _VERSIONS = {module.__name__.rsplit(".", 1)[-1]: module.RESULTS_VERSION
              for module in (teacher, scorer, score, select, distill, export, baselines, report)}  # fmt: skip
 _WITHOUT_POOL = {"teacher", "report"}  # stages that do without labelled images and pool
+_SHARED = {"score"}  # what many processes may do in one work directory at a time, each by itself
 _REFUSED = ("teacher", "scorer", "score")  # what took long to make is never set aside
 _TASK_FIELDS = ("data.num_classes", "data.image_size", "data.channels", "data.mean", "data.std", "data.crop",
                 "data.interpolation", "data.class_names")  # fmt: skip
@@ -90,12 +91,12 @@ class Unit:
     def differs(self) -> str | None:
         """Return the name of an input that the folder was made without or with another value of; None if all agree.
 
-        Sources that were not opened, since the stages asked for do without them, are not compared.
+        Sources that were not opened, now or then, since the stages asked for do without them, are not compared.
         """
         if not self.paths.inputs.exists():
             return None
         before, now = load_json(self.paths.inputs), self.inputs
-        unopened = {name for name in before.keys() - now.keys() if name.startswith("contents of data.")}
+        unopened = {name for name in before.keys() ^ now.keys() if name.startswith("contents of data.")}
         names = sorted((before.keys() | now.keys()) - unopened)
         return next((name for name in names if before.get(name) != now.get(name)), None)
 
@@ -111,14 +112,18 @@ class Unit:
 def run(config: Config, path: str | epath.Path, stages: tuple[str, ...] = STAGES) -> dict[str, Any]:
     """Run the stages that are not done, in order; return the summary, also written to `summary.json`.
 
+    A process that is asked for nothing but stage score helps whoever is at work in the directory: it takes no lock, and
+    leaves the job's own options and logs alone.
+
     Raises:
         UserError: an input is wrong, the work directory holds results of another config, or another job is at work.
     """
     started = time.monotonic()
     workdir = artifacts.open_workdir(path)
-    with locked(workdir.lock) if is_main_process() else nullcontext(), opened(config, workdir, stages) as (job, units):
+    owner = is_main_process() and not set(stages) <= _SHARED
+    with locked(workdir.lock) if owner else nullcontext(), opened(config, workdir, stages) as (job, units):
         check(job, units, stages)
-        if is_main_process():
+        if owner:
             save_json(workdir.config, dataclasses.asdict(job.config))
             for unit in units.values():
                 if unit.stage in stages and unit.stage not in _REFUSED and not unit.shown:
@@ -154,10 +159,11 @@ def opened(
     mesh = make_mesh()
     names = given.class_names if given else given_class_names(config.data)
     sources = open_sources(config, workdir, stages, class_names=names, dry=dry)
-    with closing(MetricsLog(workdir.scratch, enabled=is_main_process() and not dry)) as log:
+    logs = is_main_process() and not dry and not set(stages) <= _SHARED
+    with closing(MetricsLog(workdir.scratch, enabled=logs)) as log:
         job = Job(config, workdir, sources, given, mesh, log)
         yield job, make_units(job)
-    if artifacts.is_remote(workdir.root) and is_main_process() and not dry:
+    if artifacts.is_remote(workdir.root) and logs:
         write_atomic(workdir.root / "metrics.jsonl", (workdir.scratch / "metrics.jsonl").read_bytes())
 
 
@@ -175,12 +181,18 @@ def open_sources(
     """
     measures = "test" if config.data.test.kind else "labelled"
     needed = {measures, "labelled", "pool"}
-    if set(stages) <= _WITHOUT_POOL:
+    if set(stages) <= _SHARED:
+        needed = {"pool"}
+    elif set(stages) <= _WITHOUT_POOL:
         needed = {measures} | ({"pool"} if "report" in stages and config.data.pool.kind else set())
     for part in sorted(needed):
         if not getattr(config.data, part).kind:
             raise UserError(f"data.{part} is not set; give --config.data.{part}=PATH")
-    wanted = [part for part in PARTS if getattr(config.data, part).kind and (part in needed or part == "full")]
+    wanted = [
+        part
+        for part in PARTS
+        if getattr(config.data, part).kind and (part in needed or (part == "full" and not set(stages) <= _SHARED))
+    ]
     if config.teacher.weights and "full_data" not in config.baselines and "full" in wanted:
         wanted.remove("full")
     sources = {}
@@ -188,7 +200,7 @@ def open_sources(
         if process_turn == is_main_process():
             sources = {part: _open(config, workdir, part, class_names, dry=dry) for part in wanted}
         barrier("sources")
-    if measures == "labelled":
+    if measures == "labelled" and "labelled" in sources:
         sources["labelled"], sources["test"] = hold_out(sources["labelled"], config.data.holdout)
     return sources
 
@@ -317,7 +329,7 @@ def check(job: Job, units: dict[str, Unit], stages: tuple[str, ...]) -> None:
         (f"data.{part}", job.sources[part].class_names) for part in PARTS if part in job.sources and part != "pool"
     ]
     check_class_names([("the teacher", given.class_names if given else None), *named])
-    if set(stages) <= _WITHOUT_POOL:
+    if set(stages) <= _WITHOUT_POOL or set(stages) <= _SHARED:
         return
     if config.scorer.mode == "finetune" and given and given.graph:
         raise UserError(

@@ -5,6 +5,7 @@ argmax), teacher_confidence float32 (its largest probability), readable bool, re
 """
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +15,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from etils import epath
 
-from pujax.artifacts import read_table, write_table, write_tables
+from pujax.artifacts import is_remote, read_table, write_table, write_tables
 from pujax.errors import UserError
 
+_AT_ONCE = 32  # requests to an object store
 _CHOSEN = ["key", "index", "score", "teacher_class", "teacher_confidence"]
 _SCHEMA = pa.schema([
     ("key", pa.string()),
@@ -47,17 +49,26 @@ class ScoreTable:
         """Return the file of a shard; its name says which images it holds."""
         return self.folder / f"scores-{start:010d}-{stop:010d}.parquet"
 
+    def absent(self) -> set[tuple[int, int]]:
+        """Return the shards whose file is not there, by one listing of the folder."""
+        names = {path.name for path in self.folder.iterdir()} if self.folder.exists() else set()
+        return {shard for shard in self.shards if self.path(*shard).name not in names}
+
     def missing(self, shards: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """Return those of the shards whose file is not there, or does not end as it should."""
+        absent = self.absent()
 
-        def is_whole(start: int, stop: int) -> bool:
+        def is_whole(shard: tuple[int, int]) -> bool:
             try:
-                with self.path(start, stop).open("rb") as file:
-                    return pq.read_metadata(file).num_rows == stop - start
+                with self.path(*shard).open("rb") as file:
+                    return pq.read_metadata(file).num_rows == shard[1] - shard[0]
             except (FileNotFoundError, pa.ArrowInvalid):
                 return False
 
-        return [shard for shard in shards if not is_whole(*shard)]
+        there = [shard for shard in shards if shard not in absent]
+        with ThreadPoolExecutor(_AT_ONCE if is_remote(self.folder) else 1) as pool:
+            whole = {shard for shard, is_so in zip(there, pool.map(is_whole, there)) if is_so}
+        return [shard for shard in shards if shard not in whole]
 
     def write(self, start: int, stop: int, columns: dict[str, Any]) -> None:
         """Write the shard of images start..stop-1, whole or not at all.

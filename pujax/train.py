@@ -23,6 +23,7 @@ from pujax.checkpoint import TrainingCheckpoint
 from pujax.config import RunConfig, TrainingConfig
 from pujax.metrics import MetricsLog
 from pujax.optim import make_optimizer
+from pujax.preemption import Preempted, StopVote, deferred
 from pujax.progress import Progress
 from pujax.sharding import check_divisible, is_main_process, replicate, shard_batch
 
@@ -156,6 +157,7 @@ def fit(
 
     Raises:
         FloatingPointError: the loss is not finite; the message names the step.
+        Preempted: this process, or another, was told to stop; the state is saved.
         UserError: the batch does not split over the devices.
     """
     check_divisible(training.batch_size, mesh, f"{name}.batch_size")
@@ -177,7 +179,11 @@ def fit(
         def take_steps(state: TrainState, chunk: Any) -> tuple[TrainState, Any]:
             return steps(state, frozen, data, chunk, rng)
 
-        state = _loop_until(training.num_steps, state, chunks, take_steps, checkpoint, run.log_every, log, name)
+        with deferred():
+            vote = StopVote(mesh).cast
+            state = _loop_until(
+                training.num_steps, state, chunks, take_steps, checkpoint, run.log_every, log, name, vote
+            )
     return jax.device_get(variables_of(state))
 
 
@@ -190,8 +196,13 @@ def _loop_until(
     log_every: int,
     log: MetricsLog,
     name: str,
+    told_to_stop: Callable[[], bool],
 ) -> TrainState:
-    """Take steps until there are `num_steps`: next chunk, steps, log, save; return the state."""
+    """Take steps until there are `num_steps`: next chunk, steps, log, save; return the state.
+
+    Raises:
+        Preempted: some process was told to stop; the state is saved.
+    """
     step, pending = int(state.step), []
     progress = Progress(name, num_steps, "step", initial=step, enabled=is_main_process())
     while step < num_steps:
@@ -205,8 +216,11 @@ def _loop_until(
         note = ""
         if save_due or step >= num_steps or step // log_every > previous // log_every:
             note = _flush(pending, step, log, name)
-        if save_due:
+        stop = told_to_stop()
+        if save_due or stop:
             checkpoint.save(step, state)
+        if stop:
+            raise Preempted(f"stopped by SIGTERM at step {step} of {name}, which is saved")
         progress.advance(step - previous, note)
     progress.close()
     return state

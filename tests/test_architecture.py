@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "pujax"
 LAYERS = (
     {"errors", "__init__"},
     {"config", "artifacts", "progress", "models", "kd_losses"},
+    {"presence"},
     {
         "lock",
         "weights",
@@ -17,12 +18,14 @@ LAYERS = (
         "optim",
         "sharding",
         "score_table",
+        "shard_sharing",
         "selection",
         "checkpoint",
         "parity",
         "command_line",
     },
-    {"data"},
+    {"data", "preemption"},
+    {"hosts"},
     {"networks", "train"},
     {"inference", "importers", "exporters", "quantization"},
     {"pu", "student", "job", "near_duplicates", "teacher_check", "report", "model_card"},

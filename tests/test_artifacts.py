@@ -13,7 +13,7 @@ import pytest
 from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pujax import lock
+from pujax import presence
 from pujax.artifacts import (
     Workdir,
     load_array,
@@ -103,7 +103,7 @@ def test_a_second_job_is_told_who_is_at_work(root):
 def test_the_lock_of_a_dead_process_is_taken_over(root):
     path = Workdir(root).lock
     ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    holder = {**lock._who(), "process": int(ended.stdout), "since": "2026-01-01"}
+    holder = {**presence.who(), "process": int(ended.stdout), "since": "2026-01-01"}
     for dead in (
         holder,
         holder | {"process": os.getpid(), "started": "1"},
@@ -116,17 +116,17 @@ def test_the_lock_of_a_dead_process_is_taken_over(root):
 
 def test_the_lock_of_another_host_lives_while_it_is_renewed(root):
     path = Workdir(root).lock
-    holder = {**lock._who(), "host": "elsewhere", "since": "2026-01-01"}
+    holder = {**presence.who(), "host": "elsewhere", "since": "2026-01-01"}
     save_json(path, holder)
     with pytest.raises(UserError, match="on elsewhere, since 2026-01-01"), locked(path):
         pass
-    save_json(path, holder | {"renewed": time.time() - 2 * lock._DEAD})
+    save_json(path, holder | {"renewed": time.time() - 2 * presence._DEAD})
     with locked(path):
         pass
 
 
 def test_the_lock_is_renewed(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock, "_BEAT", 0.02)
+    monkeypatch.setattr(presence, "BEAT", 0.02)
     path = Workdir(epath.Path(tmp_path)).lock
     with locked(path):
         first = load_json(path)["renewed"]

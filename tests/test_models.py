@@ -11,6 +11,7 @@ import torch
 from reference import torch_models
 
 from pujax.config import DistillConfig
+from pujax.errors import UserError
 from pujax.metrics import num_params
 from pujax.models import CLASSIFIERS, PUScorer, create_classifier
 from pujax.models.inverted_residual import Dialect, Gate, InvertedResidual
@@ -371,9 +372,9 @@ def test_what_a_model_cannot_take_is_refused():
         create_classifier("cifar_resnet_18", 10)
     with pytest.raises(ValueError, match=r"did you mean 'mobilenet_v2_x0\.5'"):
         create_classifier("mobilenet_2_x0.5", 10)
-    with pytest.raises(ValueError, match="a multiple of 16 pixels"):
+    with pytest.raises(UserError, match=r"a multiple of 16 pixels, .*; set data\.image_size to one"):
         abstract_variables("vit_s16", size=40)
-    with pytest.raises(ValueError, match=r"at least 32x32 pixels"):
+    with pytest.raises(UserError, match=r"at least 32x32 pixels, .*; raise data\.image_size"):
         abstract_variables("lenet5", channels=1, size=28)
 
 

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pujax.errors import UserError
+
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default for weights, has variance 1/(3 fan_in).
 KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -383,9 +385,9 @@ def scaled(channels: int, multiplier: float) -> int:
 
 
 def require_size(x: jax.Array, smallest: int, model: str) -> None:
-    """Raise ValueError unless x [B, H, W, C] is at least `smallest` high and wide."""
+    """Raise UserError unless x [B, H, W, C] is at least `smallest` high and wide."""
     if x.ndim != 4 or min(x.shape[1:3]) < smallest:
-        raise ValueError(
+        raise UserError(
             f"{model} takes images [batch, height, width, channels] of at least {smallest}x{smallest} pixels, "
             f"not {x.shape}; raise data.image_size"
         )

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from pujax.errors import UserError
 from pujax.models.layers import biased_conv, layer_norm, linear, require_size
 
 
@@ -59,7 +60,10 @@ class VisionTransformer(nn.Module):
         """
         require_size(x, self.patch, "a vision transformer")
         if x.shape[1] % self.patch or x.shape[2] % self.patch:
-            raise ValueError(f"a vision transformer takes images of a multiple of {self.patch} pixels, not {x.shape}")
+            raise UserError(
+                f"a vision transformer takes images of a multiple of {self.patch} pixels, not {x.shape}; set "
+                "data.image_size to one"
+            )
         x = biased_conv(self.width, self.patch, x.shape[-1], stride=self.patch, dtype=self.dtype, name="patch_conv")(x)
         x = x.reshape(x.shape[0], -1, self.width)
         token = self.param("class_token", nn.initializers.zeros, (1, 1, self.width)).astype(self.dtype)

@@ -1,7 +1,7 @@
 """Stage 3: score the whole pool, shard by shard, into the score table.
 
 A shard is the unit of work and of retry: its file appears whole or not at all, and whoever runs next does the missing
-ones. Processes share the shards out and do not talk while they score.
+ones. Processes, of one job or each by itself, share the shards out as `shard_sharing` says.
 """
 
 from typing import Any
@@ -12,11 +12,12 @@ from jax.sharding import Mesh
 
 from pujax.data.sources import ImageSource
 from pujax.data.unreadable import check_share
-from pujax.inference import map_images
+from pujax.inference import CompiledMap, compile_map, map_compiled
 from pujax.job import Job
 from pujax.progress import Progress
 from pujax.pu.scorer import make_score_fn
 from pujax.score_table import ScoreTable
+from pujax.shard_sharing import share_shards
 from pujax.sharding import barrier, is_main_process, make_mesh, replicate
 
 RESULTS_VERSION = 1
@@ -42,26 +43,25 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def score_pool(job: Job, table: ScoreTable) -> float:
-    """Score this process's missing shards; return images per second over them (0 if there were none)."""
-    own = [shard for i, shard in enumerate(table.shards) if i % jax.process_count() == jax.process_index()]
-    missing = table.missing(own)
-    if not missing:
-        return 0.0
-    mesh = make_mesh(jax.local_devices())
-    fn, arguments = make_score_fn(job.config.scorer, job.teacher(), job.workdir.scorer)
-    score, arguments = jax.jit(fn), replicate(mesh, arguments)
-    progress = Progress("score", sum(stop - start for start, stop in missing), "image", enabled=is_main_process())
+    """Score missing shards beside whoever else does, until there are none; return this process's images per second."""
+    score, arguments, mesh, progress = None, None, make_mesh(jax.local_devices()), None
     batch_size = job.config.run.inference_batch_size
-    for start, stop in missing:
+    for start, stop in share_shards(table, job.workdir.workers):
+        if score is None:
+            fn, arguments = make_score_fn(job.config.scorer, job.teacher(), job.workdir.scorer)
+            score, arguments = compile_map(fn, mesh), replicate(mesh, arguments)
+            progress = Progress("score", table.num_images, "image", enabled=is_main_process())
         columns = score_shard(score, arguments, job.sources["pool"], start, stop, mesh, batch_size, progress)
-        table.write(start, stop, columns)
-    rate = progress.rate()
+        if not table.path(start, stop).exists():
+            table.write(start, stop, columns)
+    if progress is None:
+        return 0.0
     progress.close()
-    return rate
+    return progress.rate()
 
 
 def score_shard(
-    score: Any,
+    score: CompiledMap,
     arguments: Any,
     pool: ImageSource,
     start: int,
@@ -77,6 +77,6 @@ def score_shard(
         images, reasons[rows] = pool.read(start + rows)
         return images
 
-    scores = map_images(score, arguments, read, stop - start, batch_size=batch_size, mesh=mesh, progress=progress)
+    scores = map_compiled(score, arguments, read, stop - start, batch_size=batch_size, mesh=mesh, progress=progress)
     index = np.arange(start, stop)
     return {"key": pool.keys(index), "index": index, **scores, "readable": reasons == "", "reason": reasons}
