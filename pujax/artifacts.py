@@ -1,7 +1,7 @@
 """The work directory: every path in it, and how its files are written, whole or not at all.
 
 Paths are `etils.epath.Path`: a local folder, or `gs://` and `s3://` through fsspec. Training images, which are mapped
-into memory, and training states live in a local scratch folder where the work directory is an object store.
+into memory, and the log live in a local scratch folder where the work directory is an object store.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ class Unit:
         self.scratch = scratch  # local: for files that are mapped into memory
         self.inputs = folder / "INPUTS.json"  # what the results depend on
         self.done = folder / "DONE.json"  # the summary block; there when all results are
-        self.checkpoints = epath.Path(scratch) / "checkpoints"  # lost with the machine, where the folder is not local
+        self.checkpoints = folder / "checkpoints"
         self.images = scratch / "images.npy"  # training images, uint8 [N, H, W, C]
         self.teacher_logits = folder / "teacher_logits.npy"  # cached, float32 [N, views, K]
         self.student = folder / "student.safetensors"
