@@ -25,11 +25,12 @@ class TrainingCheckpoint:
 
     Attributes:
         every: steps between saves.
+        folder: of the states.
     """
 
     def __init__(self, folder: epath.Path, *, every: int):
         self._store = _Objects(folder) if is_remote(folder) else _Files(folder)
-        self.every = every
+        self.every, self.folder = every, self._store.folder
 
     def restore(self, state: Any) -> Any:
         """Return the newest saved state; `state` itself if none is saved.

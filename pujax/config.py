@@ -257,6 +257,8 @@ class RunConfig:
     device_data_mb: int = option(4096, above=0)  # megabytes: training images up to this size stay on the device
     checkpoint_every: int = option(1000, above=0)  # steps, after which a training can go on
     log_every: int = option(100, above=0)  # steps, over which metrics are averaged
+    # Steps of every training, after the first twenty, of which a profiler trace is written; 0 writes none.
+    trace_steps: int = option(0, at_least=0)
 
 
 @dataclass(slots=True)

@@ -1,5 +1,6 @@
 """The command line: `python -m pujax.launch --config configs/quickstart.py [--config.a.b=value ...]`."""
 
+import contextlib
 import errno
 import os
 import re
@@ -14,7 +15,7 @@ from etils import epath
 from ml_collections import config_flags
 
 from pujax import hosts, pipeline, plan, preemption
-from pujax.artifacts import Workdir
+from pujax.artifacts import Workdir, write_atomic
 from pujax.command_line import program
 from pujax.config import Config, SourceConfig, require_known_field, resolve
 from pujax.data.sources.spec import parse_source
@@ -63,7 +64,7 @@ def main(argv: list[str]) -> None:
         report = _carry_out(config, workdir, stages)
     except BaseException as error:
         if watch:
-            _end_with(watch, error)
+            _end_with(watch, error, workdir)
         raise
     if watch:
         barrier("end")
@@ -83,8 +84,10 @@ def _carry_out(config: Config, workdir: Workdir, stages: tuple[str, ...]) -> str
     return report
 
 
-def _end_with(watch: hosts.Watch, error: BaseException) -> None:
+def _end_with(watch: hosts.Watch, error: BaseException, workdir: Workdir) -> None:
     """End this process of several for an error: the others wait for it somewhere, and so does JAX at its end.
+
+    The whole error is left in a file of this process, since many hosts' standard errors are hard to tell apart.
 
     An error of the network may be another's death, which the watch will notice: it is given the time.
     """
@@ -92,6 +95,8 @@ def _end_with(watch: hosts.Watch, error: BaseException) -> None:
         time.sleep(_HOST_TIMEOUT.value + 2 * hosts.LONGEST_BEAT)
     status, text = _status(error)
     print(f"pujax: {text}" if text else traceback.format_exc(), file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        write_atomic(workdir.hosts / f"error-{jax.process_index()}.txt", traceback.format_exc().encode())
     watch.tell_end(status, text or repr(error))
     os._exit(status)
 

@@ -26,7 +26,7 @@ LAYERS = (
         "measures",
         "corruptions",
     },
-    {"data", "preemption"},
+    {"data", "preemption", "goodput", "profiling"},
     {"hosts"},
     {"networks", "train"},
     {"inference", "importers", "exporters", "quantization"},
