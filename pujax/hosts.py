@@ -4,6 +4,7 @@ Before they are joined they meet by files in the work directory. From then on ea
 JAX's coordination service, which the first process serves, and looks at the others' numbers.
 """
 
+import contextlib
 import os
 import socket
 import sys
@@ -43,25 +44,23 @@ def join(folder: epath.Path, *, address: str, count: int, index: int, timeout: f
     Raises:
         HostLost: not all of them came; the message says which.
     """
-    presence = Presence(folder / f"{index}.json", {**who(), "address": address})
-    began, before, come = time.monotonic(), read_presences(folder), {index}
-    presence.tell()
-    while len(come) < count:
-        if time.monotonic() - began > timeout:
-            missing = [f"{i}" for i in range(count) if i not in come]
-            presence.close()
-            raise HostLost(
-                f"process {', '.join(missing)} of {count} did not come within {timeout:.0f} s; start the command on "
-                "every host, with JAX_PROCESS_ID from 0"
-            )
-        time.sleep(0.2)
-        for name, told in read_presences(folder).items():
-            # A file that lies here from an earlier run says nothing: it must be of this address, and change.
-            known = before.setdefault(name, told)
-            if told["address"] == address and (told["renewed"] != known["renewed"] or _is_new(told)):
-                come.add(int(name.removesuffix(".json")))
-    jax.distributed.initialize(address, count, index, **_patience(timeout))
-    presence.close()
+    with contextlib.closing(Presence(folder / f"{index}.json", {**who(), "address": address})) as presence:
+        began, before, come = time.monotonic(), read_presences(folder), {index}
+        presence.tell()
+        while len(come) < count:
+            if time.monotonic() - began > timeout:
+                missing = [f"{i}" for i in range(count) if i not in come]
+                raise HostLost(
+                    f"process {', '.join(missing)} of {count} did not come within {timeout:.0f} s; start the command "
+                    "on every host, with JAX_PROCESS_ID from 0"
+                )
+            time.sleep(0.2)
+            for name, told in read_presences(folder).items():
+                # A file that lies here from an earlier run says nothing: it must be of this address, and change.
+                known = before.setdefault(name, told)
+                if told["address"] == address and (told["renewed"] != known["renewed"] or _is_new(told)):
+                    come.add(int(name.removesuffix(".json")))
+        _initialize(timeout, address, count, index)
 
 
 def _is_new(told: dict[str, Any]) -> bool:
@@ -80,8 +79,12 @@ def join_by_environment(timeout: float) -> None:
     Raises:
         HostLost: not all of them came.
     """
+    _initialize(timeout)
+
+
+def _initialize(timeout: float, *where: Any) -> None:
     try:
-        jax.distributed.initialize(**_patience(timeout))
+        jax.distributed.initialize(*where, **_patience(timeout))
     except jax.errors.JaxRuntimeError as error:
         raise HostLost(f"not all hosts came within {timeout:.0f} s: {error}") from error
 
@@ -107,8 +110,9 @@ class Watch:
     def tell_end(self, status: int, reason: str) -> None:
         """Tell the others that this process ends, and why; they end too."""
         self._ended.set()
-        self._store.key_value_set(f"{_ENDED}{self._index}", f"{status} {reason}", allow_overwrite=True)
-        time.sleep(2 * self._beat)  # the first process serves the store: the others must read it
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # the first process, which serves the store, is gone
+            self._store.key_value_set(f"{_ENDED}{self._index}", f"{status} {reason}", allow_overwrite=True)
+            time.sleep(2 * self._beat)  # the others must read it before the first process ends
 
     def _watch(self) -> None:
         seen = {i: ("", time.monotonic()) for i in range(self._count) if i != self._index}
