@@ -246,7 +246,8 @@ class ExportConfig:
     preprocessing: bool = True  # files take uint8 pixels; False: normalised float32
     # Steps that the student is distilled further for, with int8 simulated, before litert_int8 is written; 0: none.
     int8_steps: int = option(0, at_least=0, used_if={"formats": ("litert_int8",)})
-    int8_learning_rate: float = option(1e-3, above=0)  # at the peak of these steps; the rest is as in distill
+    # Learning rate at the first of int8_steps; it falls to zero, and all else is as in distill.
+    int8_learning_rate: float = option(1e-3, above=0)
 
 
 @dataclass(slots=True)

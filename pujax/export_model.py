@@ -1,4 +1,4 @@
-"""Write any network as files for other programs: `python -m pujax.export_model --help`."""
+"""Write any network as files for other programs: `pujax export --help`."""
 
 import argparse
 import hashlib
