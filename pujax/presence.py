@@ -51,11 +51,11 @@ def who() -> dict[str, Any]:
             "started": _started(os.getpid()), "renewed": time.time()}  # fmt: skip
 
 
-def lives(holder: dict[str, Any]) -> bool:
+def lives(told: dict[str, Any]) -> bool:
     """Whether the process that wrote this is alive: one of another host, if its file was renewed of late."""
-    if holder["host"] == socket.gethostname() and holder["boot"] == _read("/proc/sys/kernel/random/boot_id"):
-        return _started(holder["process"]) == holder["started"] != ""
-    return time.time() - holder["renewed"] < _DEAD
+    if told["host"] == socket.gethostname() and told["boot"] == _read("/proc/sys/kernel/random/boot_id"):
+        return _started(told["process"]) == told["started"] != ""
+    return time.time() - told["renewed"] < _DEAD
 
 
 def read_presences(folder: epath.Path) -> dict[str, dict[str, Any]]:
@@ -63,10 +63,16 @@ def read_presences(folder: epath.Path) -> dict[str, dict[str, Any]]:
     found = {}
     with contextlib.suppress(FileNotFoundError):
         for path in sorted(folder.iterdir()):
-            if path.suffix == ".json":
-                with contextlib.suppress(FileNotFoundError, UserError):  # gone by now; cut short by a full disk
-                    found[path.name] = load_json(path)
+            if path.suffix == ".json" and (told := read_presence(path)):
+                found[path.name] = told
     return found
+
+
+def read_presence(path: epath.Path) -> dict[str, Any] | None:
+    """Return what a file tells, of a dead process, too; None where it is gone, or was cut short by a full disk."""
+    with contextlib.suppress(FileNotFoundError, UserError):
+        return load_json(path)
+    return None
 
 
 def _started(process: int) -> str:
