@@ -1,6 +1,7 @@
 """Signs of life: a small file that a process keeps, in which others read who it is, what it does, and that it lives."""
 
 import contextlib
+import errno
 import os
 import socket
 import threading
@@ -14,6 +15,7 @@ from pujax.artifacts import load_json, save_json
 from pujax.errors import UserError
 
 BEAT = 20.0  # seconds between signs of life
+_ATTEMPTS = 5  # at reading a file that others write
 _DEAD = 120.0  # a process of another host without a sign of life for so long is taken for dead
 
 
@@ -69,9 +71,18 @@ def read_presences(folder: epath.Path) -> dict[str, dict[str, Any]]:
 
 
 def read_presence(path: epath.Path) -> dict[str, Any] | None:
-    """Return what a file tells, of a dead process, too; None where it is gone, or was cut short by a full disk."""
-    with contextlib.suppress(FileNotFoundError, UserError):
-        return load_json(path)
+    """Return what a file tells, of a dead process, too; None where it is gone, or was cut short by a full disk.
+
+    Stores refuse to go on reading an object that is written anew meanwhile; then it is read again.
+    """
+    for attempt in range(_ATTEMPTS):
+        try:
+            return load_json(path)
+        except (FileNotFoundError, UserError):
+            return None
+        except OSError as error:
+            if error.errno != errno.EBUSY or attempt == _ATTEMPTS - 1:
+                raise
     return None
 
 
