@@ -73,7 +73,7 @@ class Model:
         """
         for logits in self.stream(read, num_images, batch_size, progress):
             if not np.isfinite(logits).all():
-                raise UserError(f"{self.where} gives logits that are not finite; its weights are damaged")
+                raise UserError(f"{self.where} gives logits that are not finite; make or fetch it again")
             yield logits
 
 
