@@ -43,6 +43,8 @@ class Workdir:
     """The paths of one job."""
 
     def __init__(self, root: epath.Path):
+        if is_remote(root):
+            _list_afresh()
         self.root = root
         self.config = root / "config.json"  # the resolved config of the last run
         self.summary = root / "summary.json"  # the numbers of the job, for scripts
@@ -88,6 +90,14 @@ def open_workdir(path: str | os.PathLike) -> Workdir:
     except ImportError as error:
         raise UserError(f"{path} needs a package that is not installed: {error}") from error
     return Workdir(root)
+
+
+def _list_afresh() -> None:
+    """Keep the clients of object stores from answering by what they saw before: others write here too."""
+    from fsspec.config import conf
+
+    for protocol in ("s3", "s3a", "gs", "gcs"):
+        conf.setdefault(protocol, {})["use_listings_cache"] = False
 
 
 def is_remote(path: epath.Path | str) -> bool:
