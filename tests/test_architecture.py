@@ -107,7 +107,7 @@ def test_there_is_no_circle():
         ("orbax", ("checkpoint",)),
         ("tensorflow_datasets", ("data.sources.tfds",)),
         ("array_record", ("data.sources.array_record",)),
-        ("fsspec", ("data.storage",)),
+        ("fsspec", ("data.storage", "artifacts")),
         ("pickle", ("data.decoders", "data.sources.plain_pickle", "importers.pickles")),
         ("absl", ("launch",)),
         ("safetensors", ("weights",)),
