@@ -33,7 +33,7 @@ class Unit:
         self.inputs = folder / "INPUTS.json"  # what the results depend on
         self.done = folder / "DONE.json"  # the summary block; there when all results are
         self.checkpoints = epath.Path(scratch) / "checkpoints"  # lost with the machine, where the folder is not local
-        self.images = scratch / "images.npy"  # training images, uint8 [N, H, W, C]
+        self.images = scratch / "images.npy"  # training images, uint8 [N, H, W, C], while the training lasts
         self.teacher_logits = folder / "teacher_logits.npy"  # cached, float32 [N, views, K]
         self.student = folder / "student.safetensors"
         self.unreadable = folder / "unreadable.parquet"  # pool images that do not decode, with reasons
@@ -43,6 +43,8 @@ class Workdir:
     """The paths of one job."""
 
     def __init__(self, root: epath.Path):
+        if is_remote(root):
+            _ask_each_time(str(root).split("://")[0])
         self.root = root
         self.config = root / "config.json"  # the resolved config of the last run
         self.summary = root / "summary.json"  # the numbers of the job, for scripts
@@ -60,6 +62,8 @@ class Workdir:
         self.workers = root / "score" / "workers"  # signs of life of those who score
         self.shard_plan = root / "score" / "SHARDS.json"  # how many images and shards it is to have
         self.selected = root / "select" / "selected.parquet"
+        self.chosen_images = root / "select" / "images"  # what was chosen, at the size that networks see
+        self.writers = root / "select" / "workers"  # signs of life of those who write them
 
     @property
     def scratch(self) -> Path:
@@ -88,6 +92,13 @@ def open_workdir(path: str | os.PathLike) -> Workdir:
     except ImportError as error:
         raise UserError(f"{path} needs a package that is not installed: {error}") from error
     return Workdir(root)
+
+
+def _ask_each_time(protocol: str) -> None:
+    """Remember no listings of a store: other hosts write to it as well."""
+    from fsspec.config import conf
+
+    conf.setdefault(protocol, {}).setdefault("use_listings_cache", False)
 
 
 def is_remote(path: epath.Path | str) -> bool:

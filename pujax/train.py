@@ -220,6 +220,7 @@ def _loop_until(
         if save_due or stop:
             checkpoint.save(step, state)
         if stop:
+            checkpoint.wait()
             raise Preempted(f"stopped by SIGTERM at step {step} of {name}, which is saved")
         progress.advance(step - previous, note)
     progress.close()

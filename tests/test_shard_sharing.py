@@ -130,3 +130,5 @@ def test_a_shard_that_ends_early_is_missing(tmp_path):
     path.write_bytes(path.read_bytes()[:-20])
     assert list(table.missing(table.shards)) == [(50, 60)]
     assert table.absent() == set()
+    assert start(tmp_path, seconds=0).wait(timeout=60) == 0  # which checks that all are there
+    assert written(tmp_path)[-1][1] == 50 and len(written(tmp_path)) == 41
