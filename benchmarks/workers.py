@@ -130,7 +130,7 @@ def failing_store(every: int) -> Iterator[dict[str, str]]:
     from moto.server import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import make_server
 
-    application, counter, lock = DomainDispatcherApplication(create_backend_app, service="s3"), [0], threading.Lock()
+    application, counter, lock = DomainDispatcherApplication(create_backend_app), [0], threading.Lock()
 
     def answer(environ: dict[str, Any], start_response: Any) -> Any:
         with lock:

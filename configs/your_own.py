@@ -3,8 +3,8 @@
     python -m pujax.launch --config configs/your_own.py --config.teacher.weights=teacher.safetensors \
         --config.data.labelled=/data/labelled --config.data.pool='/data/pool/{000..099}.tar' --dry_run
 
-`/data/labelled` has one folder a class. Weights that `python -m pujax.import_torch` or pujax itself wrote say what
-network they are; for a PyTorch state dict of a network that pujax has, name it: --config.teacher.model=resnet18.
+`/data/labelled` has one folder a class. Weights that `pujax import` or a job of pujax wrote say what network they are;
+for a PyTorch state dict of a network that pujax has, name it: --config.teacher.model=resnet18.
 
 Hardware: any. At 224 pixels a GPU is wanted; the dry run says how long it will take.
 """

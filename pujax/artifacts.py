@@ -1,7 +1,7 @@
 """The work directory: every path in it, and how its files are written, whole or not at all.
 
 Paths are `etils.epath.Path`: a local folder, or `gs://` and `s3://` through fsspec. Training images, which are mapped
-into memory, and training states live in a local scratch folder where the work directory is an object store.
+into memory, and the log live in a local scratch folder where the work directory is an object store.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ class Unit:
         self.scratch = scratch  # local: for files that are mapped into memory
         self.inputs = folder / "INPUTS.json"  # what the results depend on
         self.done = folder / "DONE.json"  # the summary block; there when all results are
-        self.checkpoints = epath.Path(scratch) / "checkpoints"  # lost with the machine, where the folder is not local
+        self.checkpoints = folder / "checkpoints"
         self.images = scratch / "images.npy"  # training images, uint8 [N, H, W, C], while the training lasts
         self.teacher_logits = folder / "teacher_logits.npy"  # cached, float32 [N, views, K]
         self.student = folder / "student.safetensors"
@@ -44,7 +44,7 @@ class Workdir:
 
     def __init__(self, root: epath.Path):
         if is_remote(root):
-            _ask_each_time(str(root).split("://")[0])
+            _list_afresh()
         self.root = root
         self.config = root / "config.json"  # the resolved config of the last run
         self.summary = root / "summary.json"  # the numbers of the job, for scripts
@@ -94,11 +94,12 @@ def open_workdir(path: str | os.PathLike) -> Workdir:
     return Workdir(root)
 
 
-def _ask_each_time(protocol: str) -> None:
-    """Remember no listings of a store: other hosts write to it as well."""
+def _list_afresh() -> None:
+    """Keep the clients of object stores from answering by what they saw before: others write here too."""
     from fsspec.config import conf
 
-    conf.setdefault(protocol, {}).setdefault("use_listings_cache", False)
+    for protocol in ("s3", "s3a", "gs", "gcs"):
+        conf.setdefault(protocol, {})["use_listings_cache"] = False
 
 
 def is_remote(path: epath.Path | str) -> bool:

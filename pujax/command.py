@@ -28,7 +28,7 @@ _USAGE = """{program}: compress an image classifier with a few labelled images a
 {commands}
 
 {program} COMMAND --help tells more, {program} --version the version.
-Exit status: 0 done, 2 the input is wrong, 1 anything else."""
+Exit status: 0 done, 2 the input is wrong, 1 anything else; of {program} run also 75, start it again."""
 
 
 def main() -> None:
@@ -61,7 +61,3 @@ def refuse(program: str, name: str) -> None:
     close = difflib.get_close_matches(name, COMMANDS, 1)
     hint = f"did you mean {program} {close[0]}? " if close else ""
     raise UserError(f"there is no command {name!r}; {hint}choose from {', '.join(COMMANDS)}, or see {program} --help")
-
-
-if __name__ == "__main__":
-    main()

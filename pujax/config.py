@@ -248,8 +248,9 @@ class ExportConfig:
     formats: tuple[str, ...] = option(("stablehlo", "torch"), choices=EXPORT_FORMATS)
     preprocessing: bool = True  # files take uint8 pixels; False: normalised float32
     # Steps that the student is distilled further for, with int8 simulated, before litert_int8 is written; 0: none.
-    int8_steps: int = option(0, at_least=0)
-    int8_learning_rate: float = option(1e-3, above=0)  # of these steps; the rest is as in distill
+    int8_steps: int = option(0, at_least=0, used_if={"formats": ("litert_int8",)})
+    # Learning rate at the first of int8_steps; it falls to zero, and all else is as in distill.
+    int8_learning_rate: float = option(1e-3, above=0)
 
 
 @dataclass(slots=True)
@@ -260,6 +261,8 @@ class RunConfig:
     device_data_mb: int = option(4096, above=0)  # megabytes: training images up to this size stay on the device
     checkpoint_every: int = option(1000, above=0)  # steps, after which a training can go on
     log_every: int = option(100, above=0)  # steps, over which metrics are averaged
+    # Steps of every training, after the first twenty, of which a profiler trace is written; 0 writes none.
+    trace_steps: int = option(0, at_least=0)
 
 
 @dataclass(slots=True)
@@ -360,13 +363,16 @@ def resolve(config: Config) -> Config:
     for name in ("mean", "std"):
         if config.data.channels and len(getattr(config.data, name)) not in (0, 1, config.data.channels):
             raise UserError(f"data.{name} needs one number, or one for each of the {config.data.channels} channels")
-    for stage, training in (("teacher", config.teacher), ("scorer.finetune", config.scorer.finetune),
-                            ("distill", config.distill)):  # fmt: skip
-        if training.num_steps % training.steps_per_call:
-            raise UserError(
-                f"{stage}.num_steps is {training.num_steps}, not a multiple of {stage}.steps_per_call "
-                f"({training.steps_per_call})"
-            )
+    for name, group in (("teacher.num_steps", "teacher"), ("scorer.finetune.num_steps", "scorer.finetune"),
+                        ("distill.num_steps", "distill"), ("export.int8_steps", "distill")):  # fmt: skip
+        steps, at_a_time = (dict(flatten(config))[field] for field in (name, f"{group}.steps_per_call"))
+        if steps % at_a_time:
+            raise UserError(f"{name} is {steps}, not a multiple of {group}.steps_per_call ({at_a_time})")
+    if not config.export.int8_steps and config.export.int8_learning_rate != ExportConfig().int8_learning_rate:
+        raise UserError(
+            f"export.int8_learning_rate is {config.export.int8_learning_rate}, but export.int8_steps is 0; leave it "
+            "out, or set export.int8_steps"
+        )
     shares = (("scorer.frozen.positives_per_batch", config.scorer.frozen.batch_size),
               ("scorer.finetune.positives_per_batch", config.scorer.finetune.batch_size),
               ("distill.labelled_per_batch", config.distill.batch_size))  # fmt: skip
@@ -391,9 +397,10 @@ def _resolve_group(group: Any, prefix: str) -> Any:
             changes[item.name] = value = _typed(name, value, hint)
             for entry in value if isinstance(value, tuple) else (value,):
                 _check_rules(name, entry, item.metadata)
+    group = dataclasses.replace(group, **changes)
     for item in dataclasses.fields(group):
         _check_used(group, item, prefix)
-    return dataclasses.replace(group, **changes)
+    return group
 
 
 def _typed(name: str, value: Any, hint: Any) -> Any:
@@ -444,9 +451,11 @@ def _check_used(group: Any, item: dataclasses.Field, prefix: str) -> None:
     """Raise UserError if a field is set though another one makes it count for nothing."""
     value = getattr(group, item.name)
     for other, values in item.metadata.get("used_if", {}).items():
-        if value != item.default and getattr(group, other) not in values:
+        set_to = getattr(group, other)
+        chosen = set_to if isinstance(set_to, tuple) else (set_to,)
+        if value != item.default and not set(chosen) & set(values):
             raise UserError(
-                f"{prefix}{item.name} is {value!r}, but {prefix}{other} is {getattr(group, other)!r}, which does not "
+                f"{prefix}{item.name} is {value!r}, but {prefix}{other} is {set_to!r}, which does not "
                 f"use it; leave it out, or set {prefix}{other} to {' or '.join(map(str, values))}"
             )
 

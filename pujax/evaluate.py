@@ -1,4 +1,4 @@
-"""Measure any classifier on labelled images: `python -m pujax.evaluate --help`."""
+"""Measure any classifier on labelled images: `pujax evaluate --help`."""
 
 import argparse
 import dataclasses

@@ -1,4 +1,4 @@
-"""Write any network as files for other programs: `python -m pujax.export_model --help`."""
+"""Write any network as files for other programs: `pujax export --help`."""
 
 import argparse
 import hashlib
@@ -9,17 +9,25 @@ import numpy as np
 from etils import epath
 
 from pujax.artifacts import Workdir, load_json
-from pujax.command_line import Parser, run
+from pujax.command_line import Parser, add_network, run
 from pujax.config import EXPORT_FORMATS
-from pujax.data.class_names import read_names
-from pujax.data.embedded import weights_file
 from pujax.data.reading import read_or_fail, spread
 from pujax.data.sources import ImageSource, open_source
 from pujax.data.sources.spec import parse_source
 from pujax.errors import UserError
 from pujax.exporters.checked import CALIBRATION_IMAGES, draw_sample, export_into
 from pujax.exporters.formats import FORMATS
-from pujax.loaded import STUDENT, data_of, is_exported, load_config, open_network, test_images, unit_file, with_names
+from pujax.loaded import (
+    STUDENT,
+    chosen_names,
+    data_of,
+    is_exported,
+    load_config,
+    locate,
+    open_network,
+    test_images,
+    with_names,
+)
 from pujax.metrics import flops_per_image, num_params
 from pujax.model_card import CARD, job_facts, load_card, make_card, save_card
 from pujax.networks import Network, describe
@@ -45,16 +53,10 @@ def _formats(text: str) -> tuple[str, ...]:
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = Parser("pujax.export_model", _DESCRIPTION)
+    add_network(parser)
     add = parser.add_argument
-    add("model", metavar="MODEL", help="work directory (its student), or weights file")
     add("--formats", type=_formats, required=True, metavar="A,B", help="what to write")
     add("--out", required=True, metavar="DIR", help="folder of the files and of their model card")
-    add("--unit", default="", metavar="NAME", help="of a work directory instead of its student: teacher, "
-        "baselines/random, ...")  # fmt: skip
-    add("--network", default="", metavar="NAME", help="what network a PyTorch state dict is of, such as resnet18; it "
-        "sees images as torchvision's do")  # fmt: skip
-    add("--class_names", metavar="FILE", help="text file with one name a line, in the order of the outputs, where the "
-        "network does not know them")  # fmt: skip
     add("--images", default="", metavar="SOURCE", help="labelled images to compare on (default: the work directory's "
         "test images)")  # fmt: skip
     add("--calibration", default="", metavar="SOURCE", help="typical images, for litert_int8 (default: the work "
@@ -72,16 +74,11 @@ def main(argv: Sequence[str]) -> None:
     options = make_parser().parse_args(argv)
     check_formats(options)
     configure_backend()
-    mesh, folder, path = make_mesh(), epath.Path(options.out), weights_file(options.model)
-    workdir = Workdir(path) if path.is_dir() else None
-    if workdir:
-        path = unit_file(workdir, options.unit or STUDENT)
-    elif options.unit:
-        raise UserError(f"--unit names a network of a work directory, but {path} is none; leave it out")
-    if not path.exists() or is_exported(path):
+    mesh, folder = make_mesh(), epath.Path(options.out)
+    path, workdir = locate(options.model, options.unit)
+    if is_exported(path):
         raise UserError(f"{path} is no weights file; give one, or a work directory")
-    names = read_names(options.class_names, "--class_names") if options.class_names else None
-    network = with_names(open_network(path, options.network, "float32"), names, str(path))
+    network = with_names(open_network(path, options.network, "float32"), chosen_names(options), str(path))
     inputs, job = origin(path, workdir, options.unit or STUDENT)
     card = {
         "num_params": num_params(network.variables),

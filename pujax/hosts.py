@@ -4,6 +4,7 @@ Before they are joined they meet by files in the work directory. From then on ea
 JAX's coordination service, which the first process serves, and looks at the others' numbers.
 """
 
+import contextlib
 import os
 import socket
 import sys
@@ -43,25 +44,23 @@ def join(folder: epath.Path, *, address: str, count: int, index: int, timeout: f
     Raises:
         HostLost: not all of them came; the message says which.
     """
-    presence = Presence(folder / f"{index}.json", {**who(), "address": address})
-    began, before, come = time.monotonic(), read_presences(folder), {index}
-    presence.tell()
-    while len(come) < count:
-        if time.monotonic() - began > timeout:
-            missing = [f"{i}" for i in range(count) if i not in come]
-            presence.close()
-            raise HostLost(
-                f"process {', '.join(missing)} of {count} did not come within {timeout:.0f} s; start the command on "
-                "every host, with JAX_PROCESS_ID from 0"
-            )
-        time.sleep(0.2)
-        for name, told in read_presences(folder).items():
-            # A file that lies here from an earlier run says nothing: it must be of this address, and change.
-            known = before.setdefault(name, told)
-            if told["address"] == address and (told["renewed"] != known["renewed"] or _is_new(told)):
-                come.add(int(name.removesuffix(".json")))
-    jax.distributed.initialize(address, count, index, **_patience(timeout))
-    presence.close()
+    with contextlib.closing(Presence(folder / f"{index}.json", {**who(), "address": address})) as presence:
+        began, before, come = time.monotonic(), read_presences(folder), {index}
+        presence.tell()
+        while len(come) < count:
+            if time.monotonic() - began > timeout:
+                missing = [f"{i}" for i in range(count) if i not in come]
+                raise HostLost(
+                    f"process {', '.join(missing)} of {count} did not come within {timeout:.0f} s; start the command "
+                    "on every host, with JAX_PROCESS_ID from 0"
+                )
+            time.sleep(0.2)
+            for name, told in read_presences(folder).items():
+                # A file that lies here from an earlier run says nothing: it must be of this address, and change.
+                known = before.setdefault(name, told)
+                if told["address"] == address and (told["renewed"] != known["renewed"] or _is_new(told)):
+                    come.add(int(name.removesuffix(".json")))
+        _initialize(timeout, address, count, index)
 
 
 def _is_new(told: dict[str, Any]) -> bool:
@@ -80,14 +79,18 @@ def join_by_environment(timeout: float) -> None:
     Raises:
         HostLost: not all of them came.
     """
+    _initialize(timeout)
+
+
+def _initialize(timeout: float, *where: Any) -> None:
     try:
-        jax.distributed.initialize(**_patience(timeout))
+        jax.distributed.initialize(*where, **_patience(timeout))
     except jax.errors.JaxRuntimeError as error:
         raise HostLost(f"not all hosts came within {timeout:.0f} s: {error}") from error
 
 
 class Watch:
-    """A thread that ends this process, with a line that names the other, when another one is lost or has failed."""
+    """Threads that end this process, with a line that names the other, when another one is lost or has failed."""
 
     def __init__(self, timeout: float):
         self._timeout, self._beat = timeout, min(LONGEST_BEAT, timeout / 5)
@@ -96,36 +99,44 @@ class Watch:
         self._store = distributed.global_state.client
         self._coordinator = distributed.global_state.coordinator_address.rsplit(":", 1)[0]
         self._store.key_value_set(f"{_HOST}{self._index}", socket.gethostname(), allow_overwrite=True)
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
+        self._answered = time.monotonic()
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._watch, self._guard)]
+        for thread in self._threads:
+            thread.start()
 
     def close(self) -> None:
         """Stop watching; the others must not take it for death any more, so all close it at the same time."""
         self._ended.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
     def tell_end(self, status: int, reason: str) -> None:
         """Tell the others that this process ends, and why; they end too."""
         self._ended.set()
-        self._store.key_value_set(f"{_ENDED}{self._index}", f"{status} {reason}", allow_overwrite=True)
-        time.sleep(2 * self._beat)  # the first process serves the store: the others must read it
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # the first process, which serves the store, is gone
+            self._store.key_value_set(f"{_ENDED}{self._index}", f"{status} {reason}", allow_overwrite=True)
+            time.sleep(2 * self._beat)  # the others must read it before the first process ends
 
     def _watch(self) -> None:
         seen = {i: ("", time.monotonic()) for i in range(self._count) if i != self._index}
-        beats, answered = 0, time.monotonic()
+        beats = 0
         while not self._ended.wait(self._beat):
             beats += 1
             try:
                 self._store.key_value_set(f"{_ALIVE}{self._index}", str(beats), allow_overwrite=True)
                 self._look(seen)
-                answered = time.monotonic()
-            except jax.errors.JaxRuntimeError:  # the store does not answer
-                if time.monotonic() - answered > self._timeout:
-                    self._end(
-                        HostLost(f"process 0, on {self._coordinator}, has not answered for {self._timeout:.0f} s")
-                    )
+                self._answered = time.monotonic()
+            except jax.errors.JaxRuntimeError:  # the store does not answer: for the guard to notice
+                continue
             except HostLost as lost:
                 self._end(lost)
+
+    def _guard(self) -> None:
+        """End this process when the store has not answered for too long; a question to it may wait for ever."""
+        while not self._ended.wait(1.0):
+            if time.monotonic() - self._answered > self._timeout + self._beat:
+                first = self._coordinator
+                self._end(HostLost(f"process 0, on {first}, has not answered for {self._timeout:.0f} s"))
 
     def _look(self, seen: dict[int, tuple[str, float]]) -> None:
         """Look at the others' numbers; `seen` has those of the last look, and when each was new."""

@@ -1,4 +1,4 @@
-"""The command line that makes a PyTorch network a pujax teacher: `python -m pujax.import_torch --help`."""
+"""The command line that makes a PyTorch network a pujax teacher: `pujax import --help`."""
 
 import argparse
 import dataclasses

@@ -1,6 +1,6 @@
 """The command line: `python -m pujax.launch --config configs/quickstart.py [--config.a.b=value ...]`."""
 
-import errno
+import contextlib
 import os
 import re
 import sys
@@ -14,8 +14,8 @@ from etils import epath
 from ml_collections import config_flags
 
 from pujax import hosts, pipeline, plan, preemption
-from pujax.artifacts import Workdir
-from pujax.command_line import program
+from pujax.artifacts import Workdir, write_atomic
+from pujax.command_line import in_one_line, outcome, program
 from pujax.config import Config, SourceConfig, require_known_field, resolve
 from pujax.data.sources.spec import parse_source
 from pujax.errors import UserError
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
         report = _carry_out(config, workdir, stages)
     except BaseException as error:
         if watch:
-            _end_with(watch, error)
+            _end_with(watch, error, workdir)
         raise
     if watch:
         barrier("end")
@@ -83,8 +83,10 @@ def _carry_out(config: Config, workdir: Workdir, stages: tuple[str, ...]) -> str
     return report
 
 
-def _end_with(watch: hosts.Watch, error: BaseException) -> None:
+def _end_with(watch: hosts.Watch, error: BaseException, workdir: Workdir) -> None:
     """End this process of several for an error: the others wait for it somewhere, and so does JAX at its end.
+
+    The whole error is left in a file of this process, since many hosts' standard errors are hard to tell apart.
 
     An error of the network may be another's death, which the watch will notice: it is given the time.
     """
@@ -92,6 +94,8 @@ def _end_with(watch: hosts.Watch, error: BaseException) -> None:
         time.sleep(_HOST_TIMEOUT.value + 2 * hosts.LONGEST_BEAT)
     status, text = _status(error)
     print(f"pujax: {text}" if text else traceback.format_exc(), file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        write_atomic(workdir.hosts / f"error-{jax.process_index()}.txt", traceback.format_exc().encode())
     watch.tell_end(status, text or repr(error))
     os._exit(status)
 
@@ -223,34 +227,14 @@ def run() -> None:
 
 
 def _status(error: BaseException) -> tuple[int, str]:
-    """Return the exit status for an error, and the line that tells of it; no line where nothing better is known."""
+    """Return `command_line.outcome`, and that of what only a job meets."""
     if isinstance(error, KeyboardInterrupt):
         return 1, "stopped; the same command continues the run"
     if isinstance(error, Preempted | HostLost):
-        return getattr(error, "status", EXIT_STATUS), f"{_in_one_line(error)}; the same command continues the run"
-    if isinstance(error, UserError):
-        return 2, _in_one_line(error)
+        return getattr(error, "status", EXIT_STATUS), f"{in_one_line(error)}; the same command continues the run"
     if isinstance(error, FloatingPointError):
-        return 1, _in_one_line(error)
-    if full := _full_disk(error):
-        return 1, _in_one_line(full)
-    if isinstance(error, OSError) and error.filename:
-        return 1, _in_one_line(f"{error.filename}: {error.strerror}; the same command continues the run")
-    return 1, ""
-
-
-def _in_one_line(text: object) -> str:
-    return " ".join(str(text).split())
-
-
-def _full_disk(error: BaseException | None) -> str:
-    """Return one line if a full disk is what an error came from, whichever library met it; else ""."""
-    while error:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
-            where = getattr(error, "filename", None) or "the work directory"
-            return f"no space left on the disk of {where}; make room, and the same command continues the run"
-        error = error.__cause__ or error.__context__
-    return ""
+        return 1, in_one_line(error)
+    return outcome(error)
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ class Model:
         """
         for logits in self.stream(read, num_images, batch_size, progress):
             if not np.isfinite(logits).all():
-                raise UserError(f"{self.where} gives logits that are not finite; its weights are damaged")
+                raise UserError(f"{self.where} gives logits that are not finite; make or fetch it again")
             yield logits
 
 
@@ -84,9 +84,14 @@ def open_chosen(options: argparse.Namespace, mesh: Mesh) -> Model:
         mesh=mesh,
         unit=options.unit,
         network=options.network,
-        class_names=read_names(options.class_names, "--class_names") if options.class_names else None,
+        class_names=chosen_names(options),
         compute_dtype=options.compute_dtype,
     )
+
+
+def chosen_names(options: argparse.Namespace) -> tuple[str, ...] | None:
+    """Return the names of classes that the arguments of `command_line.add_network` give; None where they give none."""
+    return read_names(options.class_names, "--class_names") if options.class_names else None
 
 
 def open_model(
@@ -111,15 +116,9 @@ def open_model(
     Raises:
         UserError: there is nothing of the kind, it does not describe itself, or an option does not belong to it.
     """
-    path = weights_file(text)
-    if path.is_dir():
-        workdir = Workdir(path)
-        path = unit_file(workdir, unit or STUDENT)
-        compute_dtype = compute_dtype or ("" if is_exported(path) else load_config(workdir).compute_dtype)
-    elif not path.exists():
-        raise UserError(f"there is nothing at {text}; give a work directory, a weights file or an exported file")
-    elif unit:
-        raise UserError(f"--unit names a network of a work directory, but {text} is a file; leave it out")
+    path, workdir = locate(text, unit)
+    if workdir and not is_exported(path):
+        compute_dtype = compute_dtype or load_config(workdir).compute_dtype
     if is_exported(path):
         for option, value in (("--network", network), ("--compute_dtype", compute_dtype)):
             if value:
@@ -127,6 +126,26 @@ def open_model(
         return with_names(_open_exported(path), class_names, str(path))
     opened = with_names(open_network(path, network, compute_dtype or "auto"), class_names, str(path))
     return as_model(opened, str(path), mesh)
+
+
+def locate(text: str, unit: str) -> tuple[epath.Path, Workdir | None]:
+    """Return the file of a classifier, and the work directory that it is from, where it is from one.
+
+    Args:
+        text: a work directory, or a file.
+        unit: of a work directory; empty for its student.
+
+    Raises:
+        UserError: there is nothing of the kind.
+    """
+    path = weights_file(text)
+    if path.is_dir():
+        return unit_file(Workdir(path), unit or STUDENT), Workdir(path)
+    if not path.exists():
+        raise UserError(f"there is nothing at {text}; give a work directory, or the file of a network")
+    if unit:
+        raise UserError(f"--unit names a network of a work directory, but {text} is a file; leave it out")
+    return path, None
 
 
 def unit_file(workdir: Workdir, unit: str) -> epath.Path:
@@ -192,7 +211,7 @@ def open_network(path: epath.Path, network: str, compute_dtype: str) -> Network:
     if not network:
         raise UserError(
             f"{path} does not say what network it holds; name it, as in --network resnet18, if it sees images as "
-            "torchvision's do, or convert it by python -m pujax.import_torch"
+            "torchvision's do, or convert it by pujax import"
         )
     try:
         parse_name(network)
@@ -238,7 +257,7 @@ def _open_exported(path: epath.Path) -> Model:
             exec(FORMATS[_FORMS.get(path.suffix, "torch")].loader, names)
         except ImportError as error:
             raise UserError(
-                f'{path} needs {error.name}, which is not installed: pip install "pujax[export]"'
+                f'{path} needs {error.name}, which is not installed; pip install "pujax[export]"'
             ) from error
         except Exception as error:  # each runtime has errors of its own
             raise UserError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
@@ -287,7 +306,10 @@ def with_names(model: Named, class_names: tuple[str, ...] | None, where: str) ->
     if not class_names:
         return model
     if len(class_names) != model.num_classes:
-        raise UserError(f"--class_names gives {len(class_names)} names, but {where} has {model.num_classes} classes")
+        raise UserError(
+            f"--class_names gives {len(class_names)} names, but {where} has {model.num_classes} classes; give a name "
+            "for each of them"
+        )
     check_class_names([(where, model.class_names), ("--class_names", class_names)])
     return dataclasses.replace(model, class_names=class_names)
 

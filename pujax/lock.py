@@ -11,9 +11,9 @@ from typing import Any
 
 from etils import epath
 
-from pujax.artifacts import is_remote, load_json, save_json, temporary_name
+from pujax.artifacts import is_remote, save_json, temporary_name
 from pujax.errors import UserError
-from pujax.presence import Presence, lives, who
+from pujax.presence import Presence, lives, read_presence, who
 
 
 @contextlib.contextmanager
@@ -45,11 +45,8 @@ def read_holder(path: epath.Path) -> tuple[dict[str, Any], bool] | None:
 
     A holder has "host", "process", "since" as text, and "taken" and "renewed" in seconds since 1970.
     """
-    try:
-        holder = load_json(path)
-    except (FileNotFoundError, UserError):  # the latter of one cut short by a full disk
-        return None
-    return holder, lives(holder)
+    holder = read_presence(path)
+    return (holder, lives(holder)) if holder else None
 
 
 def _take(path: epath.Path, me: dict[str, Any]) -> None:

@@ -50,8 +50,11 @@ def describe(config: Config, workdir: Workdir, stages: tuple[str, ...]) -> str:
             lines.append(f"a look at them: {workdir.contact_sheet}")
         lines += _describe_teacher(job)
         if "pool" in job.sources:
-            lines += _describe_work(job, surveys["pool"])
+            lines.append(_describe_scoring(job, surveys["pool"]))
+        if {"select", "distill", "baselines"} & set(stages):
             lines.append(_describe_disk(job))
+        if {"distill", "baselines"} & set(stages):
+            lines.append(_describe_distilling(job))
         for name, unit in units.items():
             state = "done" if unit.is_done() else "to do" if unit.stage in stages else "not asked for"
             lines.append(f"stage {name}: {state}")
@@ -84,11 +87,11 @@ def _describe_labels(labels: np.ndarray | None) -> str:
 
 
 def _describe_teacher(job: Job) -> list[str]:
-    """Return how often a given teacher is right on labelled images, and what seems to be wrong with it."""
+    """Return how often a given teacher is right on labelled images, where any were opened, and what seems wrong."""
     teacher = job.given_teacher
-    if teacher is None:
+    part = next((name for name in ("labelled", "test") if name in job.sources), None)
+    if teacher is None or part is None:
         return []
-    part = "labelled" if "labelled" in job.sources else "test"
     source = job.sources[part]
     rows = np.arange(0, len(source), -(-len(source) // 1024))
     images, reasons = source.read(rows)
@@ -100,23 +103,29 @@ def _describe_teacher(job: Job) -> list[str]:
     return lines + [f"  but {doubt}" for doubt in doubts]
 
 
-def _describe_work(job: Job, pool: Survey) -> list[str]:
-    """Return memory and time of scoring and distilling, from a compiled step and a few runs of it."""
-    config, mesh = job.config, job.mesh
+def _describe_scoring(job: Job, pool: Survey) -> str:
+    """Return how long scoring takes, from a few forward passes and the images that were read."""
+    teacher = abstract_teacher(job.config, job.given_teacher)
+    forward = _forward_rate(job.config, teacher, job.mesh) / passes_per_image(job.config.scorer)
+    rate, count = min(forward, pool.images_per_second), len(job.sources["pool"])
+    return (
+        f"score: {len(job.score_table().shards)} shards; reading {pool.images_per_second:,.0f} images/s, the teacher "
+        f"{forward:,.0f}: about {_duration(count / rate)}"
+    )
+
+
+def _describe_distilling(job: Job) -> str:
+    """Return memory and time of distilling, from a compiled step and a few runs of it."""
+    config = job.config
     teacher = abstract_teacher(config, job.given_teacher)
     student = abstract_student(config.distill, teacher)
-    memory, seconds = step_cost(config, teacher, student, mesh)
-    forward = _forward_rate(config, teacher, mesh) / passes_per_image(config.scorer)
-    rate, count = min(forward, pool.images_per_second), len(job.sources["pool"])
-    steps = config.distill.num_steps
+    memory, seconds = step_cost(config, teacher, student, job.mesh)
     students = 1 + len(config.baselines)
     needed = f"{memory / 2**20:.0f} MiB" if memory else "unknown memory"
-    return [
-        f"score: {len(job.score_table().shards)} shards; reading {pool.images_per_second:,.0f} images/s, the teacher "
-        f"{forward:,.0f}: about {_duration(count / rate)}",
+    return (
         f"distill: {teacher.model} -> {student.model}, {needed} a device for one step, {1000 * seconds:.0f} ms a step: "
-        f"about {_duration(steps * seconds)} a student, {students} of them",
-    ]
+        f"about {_duration(config.distill.num_steps * seconds)} a student, {students} of them"
+    )
 
 
 def _describe_disk(job: Job) -> str:

@@ -1,4 +1,4 @@
-"""Classify images with any classifier: `python -m pujax.predict --help`."""
+"""Classify images with any classifier: `pujax predict --help`."""
 
 import argparse
 import sys

@@ -1,6 +1,7 @@
 """Signs of life: a small file that a process keeps, in which others read who it is, what it does, and that it lives."""
 
 import contextlib
+import errno
 import os
 import socket
 import threading
@@ -14,6 +15,7 @@ from pujax.artifacts import load_json, save_json
 from pujax.errors import UserError
 
 BEAT = 20.0  # seconds between signs of life
+_ATTEMPTS = 5  # at reading a file that others write
 _DEAD = 120.0  # a process of another host without a sign of life for so long is taken for dead
 
 
@@ -51,11 +53,11 @@ def who() -> dict[str, Any]:
             "started": _started(os.getpid()), "renewed": time.time()}  # fmt: skip
 
 
-def lives(holder: dict[str, Any]) -> bool:
+def lives(told: dict[str, Any]) -> bool:
     """Whether the process that wrote this is alive: one of another host, if its file was renewed of late."""
-    if holder["host"] == socket.gethostname() and holder["boot"] == _read("/proc/sys/kernel/random/boot_id"):
-        return _started(holder["process"]) == holder["started"] != ""
-    return time.time() - holder["renewed"] < _DEAD
+    if told["host"] == socket.gethostname() and told["boot"] == _read("/proc/sys/kernel/random/boot_id"):
+        return _started(told["process"]) == told["started"] != ""
+    return time.time() - told["renewed"] < _DEAD
 
 
 def read_presences(folder: epath.Path) -> dict[str, dict[str, Any]]:
@@ -63,10 +65,25 @@ def read_presences(folder: epath.Path) -> dict[str, dict[str, Any]]:
     found = {}
     with contextlib.suppress(FileNotFoundError):
         for path in sorted(folder.iterdir()):
-            if path.suffix == ".json":
-                with contextlib.suppress(FileNotFoundError, UserError):  # gone by now; cut short by a full disk
-                    found[path.name] = load_json(path)
+            if path.suffix == ".json" and (told := read_presence(path)):
+                found[path.name] = told
     return found
+
+
+def read_presence(path: epath.Path) -> dict[str, Any] | None:
+    """Return what a file tells, of a dead process, too; None where it is gone, or was cut short by a full disk.
+
+    Stores refuse to go on reading an object that is written anew meanwhile; then it is read again.
+    """
+    for attempt in range(_ATTEMPTS):
+        try:
+            return load_json(path)
+        except (FileNotFoundError, UserError):
+            return None
+        except OSError as error:
+            if error.errno != errno.EBUSY or attempt == _ATTEMPTS - 1:
+                raise
+    return None
 
 
 def _started(process: int) -> str:

@@ -1,4 +1,4 @@
-"""The page of a run, made again, or one page that compares several: `python -m pujax.report_runs --help`."""
+"""The page of a run, made again, or one page that compares several: `pujax report --help`."""
 
 import argparse
 from collections.abc import Sequence

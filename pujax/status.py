@@ -1,4 +1,4 @@
-"""How far a job is, told by its work directory, from any machine that sees it: `python -m pujax.status --help`.
+"""How far a job is, told by its work directory, from any machine that sees it: `pujax status --help`.
 
 Nothing is written, no device is touched, and no other file is read than the small ones of the job.
 """

@@ -21,9 +21,11 @@ from jax.sharding import PartitionSpec as P
 
 from pujax.checkpoint import TrainingCheckpoint
 from pujax.config import RunConfig, TrainingConfig
+from pujax.goodput import Goodput
 from pujax.metrics import MetricsLog
 from pujax.optim import make_optimizer
 from pujax.preemption import Preempted, StopVote, deferred
+from pujax.profiling import Tracer
 from pujax.progress import Progress
 from pujax.sharding import check_divisible, is_main_process, replicate, shard_batch
 
@@ -181,8 +183,9 @@ def fit(
 
         with deferred():
             vote = StopVote(mesh).cast
+            tracer = Tracer(folder.parent / "trace", run.trace_steps)
             state = _loop_until(
-                training.num_steps, state, chunks, take_steps, checkpoint, run.log_every, log, name, vote
+                training.num_steps, state, chunks, take_steps, checkpoint, run.log_every, log, name, vote, tracer
             )
     return jax.device_get(variables_of(state))
 
@@ -197,6 +200,7 @@ def _loop_until(
     log: MetricsLog,
     name: str,
     told_to_stop: Callable[[], bool],
+    tracer: Tracer,
 ) -> TrainState:
     """Take steps until there are `num_steps`: next chunk, steps, log, save; return the state.
 
@@ -205,8 +209,10 @@ def _loop_until(
     """
     step, pending = int(state.step), []
     progress = Progress(name, num_steps, "step", initial=step, enabled=is_main_process())
+    goodput = Goodput(checkpoint.folder, step)
     while step < num_steps:
         chunk = next(chunks)
+        tracer.look(step)
         state, metrics = take_steps(state, chunk)
         pending.append(metrics)
         if len(pending) > _CALLS_IN_FLIGHT:
@@ -220,10 +226,11 @@ def _loop_until(
         if save_due or stop:
             checkpoint.save(step, state)
         if stop:
-            checkpoint.wait()
             raise Preempted(f"stopped by SIGTERM at step {step} of {name}, which is saved")
         progress.advance(step - previous, note)
     progress.close()
+    tracer.close()
+    log.write(num_steps, {f"{name}/{key}": value for key, value in goodput.at_end(num_steps).items()})
     return state
 
 

@@ -11,6 +11,7 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_p
 import jax
 import pytest
 from absl import flags
+from etils import epath
 
 CACHE = Path(tempfile.gettempdir()) / f"pujax_test_cache_{os.getuid()}"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
@@ -57,7 +58,10 @@ def bucket(store, monkeypatch):
                         "AWS_DEFAULT_REGION": "us-east-1", "AWS_MAX_ATTEMPTS": "1"}.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     fsspec.register_implementation("s3", s3fs.S3FileSystem, clobber=True)  # other tests put a store of their own there
-    return bucket
+    remembered = epath.backend.fsspec_backend._get_filesystem  # by epath, for good
+    remembered.cache_clear()
+    yield bucket
+    remembered.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -149,3 +149,19 @@ def test_of_two_jobs_that_start_at_once_one_gets_the_work_directory(tmp_path):
     for job in jobs:
         job.communicate()
     assert sorted(answers) == ["held", "refused", "refused"]
+
+
+def test_a_sign_of_life_that_is_renewed_while_it_is_read_is_read_again(tmp_path, monkeypatch):
+    path, failures = epath.Path(tmp_path) / "a.json", iter([OSError(16, "expired"), OSError(16, "expired")])
+    save_json(path, {"process": 1})
+
+    def read(path):
+        for error in failures:
+            raise error
+        return load_json(path)
+
+    monkeypatch.setattr(presence, "load_json", read)
+    assert presence.read_presences(epath.Path(tmp_path)) == {"a.json": {"process": 1}}
+    failures = iter([OSError(13, "may not be read")])
+    with pytest.raises(OSError, match="may not be read"):
+        presence.read_presences(epath.Path(tmp_path))

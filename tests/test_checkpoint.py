@@ -3,11 +3,13 @@
 import gc
 import shutil
 
+import fsspec
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
+from test_artifacts import Store
 
 from pujax.artifacts import load_json, save_json
 from pujax.checkpoint import TrainingCheckpoint
@@ -76,3 +78,48 @@ def test_weights_and_json_cut_short_are_refused(tmp_path):
         load_weights(tmp_path / "w.safetensors", weights)
     with pytest.raises(ValueError, match=r"DONE.json is damaged; delete"):
         load_json(tmp_path / "DONE.json")
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """A folder of an object store in memory."""
+    monkeypatch.setattr(Store, "store", {})
+    monkeypatch.setattr(Store, "pseudo_dirs", [""])
+    fsspec.register_implementation("s3", Store, clobber=True)
+    Store.clear_instance_cache()
+    return epath.Path("s3://bucket/run/distill/checkpoints")
+
+
+def test_in_an_object_store_the_newest_state_is_one_object(bucket):
+    assert restore(bucket) is EMPTY
+    checkpoint = TrainingCheckpoint(bucket, every=1)
+    for step in (1, 2, 30):
+        checkpoint.save(step, STATE | {"step": jnp.int32(step)})
+    checkpoint.close()
+    assert [path.name for path in bucket.iterdir()] == ["30.npz"]
+    state = restore(bucket)
+    assert (np.asarray(state["params"]) == STATE["params"]).all() and state["step"] == 30
+    assert state["params"].sharding == EMPTY["params"].sharding
+
+
+@pytest.mark.parametrize("keep", [0, 100, 10_000])
+def test_an_object_that_is_damaged_or_of_another_network_is_refused(bucket, keep):
+    checkpoint = TrainingCheckpoint(bucket, every=1)
+    checkpoint.save(7, STATE)
+    checkpoint.close()
+    other = {"params": jnp.zeros(3), "step": jnp.int32(0)}
+    for wanted in (other, EMPTY):
+        with pytest.raises(UserError, match=r"the checkpoint of step 7 in s3://\S+ cannot be restored"):
+            TrainingCheckpoint(bucket, every=1).restore(wanted)
+        (bucket / "7.npz").write_bytes((bucket / "7.npz").read_bytes()[:keep])
+
+
+def test_a_state_that_cannot_be_written_is_an_error_at_the_next_one(bucket, monkeypatch):
+    def full(path, content):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("pujax.checkpoint.write_atomic", full)
+    checkpoint = TrainingCheckpoint(bucket, every=1)
+    checkpoint.save(7, STATE)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.close()

@@ -88,6 +88,8 @@ def test_tuples_given_as_text_are_split():
         ("select.threshold", 1.0, "select.threshold is 1.0, but select.rule is 'prior'"),
         ("distill.epsilon", 0.5, "distill.epsilon is 0.5, but distill.robust is 'none'"),
         ("distill.milestones", (0.1,), "but distill.schedule is 'cosine', which does not use it"),
+        ("export.int8_steps", 300, "which does not use it; leave it out, or set export.formats to litert_int8"),
+        ("export.int8_learning_rate", 0.01, "export.int8_learning_rate is 0.01, but export.int8_steps is 0"),
     ],
 )
 def test_bad_values_are_refused(path, value, message):
@@ -124,6 +126,15 @@ def test_milestones_of_a_step_schedule_are_checked_one_by_one():
     config = with_value("distill.schedule", "step")
     config.distill.milestones = (0.5, 2.0)
     with pytest.raises(UserError, match=r"distill.milestones is 2.0; it must be less than 1"):
+        resolve(config)
+
+
+def test_steps_for_int8_are_for_its_file_and_taken_as_those_before():
+    config = with_value("export.formats", ("onnx,litert_int8",))
+    config.export.int8_steps, config.export.int8_learning_rate = 300, 1e-4
+    assert resolve(config).export.formats == ("onnx", "litert_int8")
+    config.distill.steps_per_call = 8
+    with pytest.raises(UserError, match=r"export.int8_steps is 300, not a multiple of distill.steps_per_call \(8\)"):
         resolve(config)
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -16,6 +17,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
+from pujax import command
 from pujax.command_line import Parser
 from pujax.config import Config, flatten, require_known_field
 from pujax.data.sources.spec import parse_source
@@ -116,27 +118,48 @@ def test_sources_given_as_text_are_understood(name):
 
 def commands(name):
     """Every command of a page, in blocks of shell and in lines, as lists of words."""
-    lines = [line for block in blocks(name, "sh") for line in block.code.replace("\\\n", " ").splitlines()]
-    lines += [text for text in re.findall(r"`([^`\n]+)`", BLOCK.sub("", TEXTS[name])) if text.startswith(STARTS)]
-    return [shlex.split(line) for line in lines]
+    spans = re.findall(r"(?<!`)`([^`]+)`(?!`)", BLOCK.sub("", TEXTS[name]))
+    found = [words for block in blocks(name, "sh") for words in lines(block.code)]
+    return found + [shlex.split(text) for text in spans if text.startswith(STARTS)]
 
 
-STARTS = ("pujax ", "python ", "make ", "pip ", ".venv/bin/python ")
+def lines(code):
+    """The commands of a block of shell, as lists of words."""
+    split = (shlex.split(line, comments=True) for line in code.replace("\\\n", " ").splitlines())
+    return [words for words in split if words]
+
+
+STARTS = ("pujax ", "python ", "make ", "pip ", "launch/", "source ", ".venv/bin/python ")
 
 
 @EVERY_PAGE
 def test_commands_can_be_given(name):
     for program, *words in commands(name):
-        if program == "make":
-            assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(), re.M), words
-        elif program == "pip":
-            extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-            assert set(re.findall(r"\[(\w+)\]", words[-1])) <= extras.keys(), words
-        elif words[0].endswith(".py"):
-            assert (ROOT / words[0]).is_file() and (ROOT / words[1]).is_file(), words
-        else:
-            assert program in ("python", ".venv/bin/python") and words[0] == "-m", words
-            check_module(words[1], words[2:])
+        check_command(program, words)
+
+
+def check_command(program, words):
+    """Fail unless there is such a command, with such a subcommand and such options."""
+    if program == "make":
+        assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(), re.M), words
+    elif program == "pip":
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        assert set(re.findall(r"\[(\w+)\]", words[-1])) <= extras.keys(), words
+    elif program == "source":
+        assert words == [".venv/bin/activate"]
+    elif program == "pujax":
+        assert words[0] in command.COMMANDS or words == ["--help"], words
+        check_module(command.COMMANDS.get(words[0], ("pujax.command",))[0], words[1:])
+    elif program.startswith("launch/"):
+        assert (ROOT / program).exists(), program
+        at = words.index("--config") if words else 0
+        assert all(f"# {word.split('=')[0]}" in (ROOT / program).read_text() for word in words[:at]), words
+        check_module("pujax.launch", words[at:])
+    elif words[0].endswith(".py"):
+        assert (ROOT / words[0]).is_file() and (ROOT / words[1]).is_file(), words
+    else:
+        assert program in ("python", ".venv/bin/python") and words[0] == "-m", words
+        check_module(words[1], words[2:])
 
 
 def check_module(module, arguments):
@@ -146,7 +169,7 @@ def check_module(module, arguments):
         return
     if module == "pujax.launch":
         options = [word.split("=")[0] for word in arguments if word.startswith("--") and "--config." not in word]
-        assert set(options) <= {"--config", "--workdir", "--stages", "--dry_run", "--help"}, arguments
+        assert set(options) <= {"--config", "--workdir", "--stages", "--dry_run", "--host_timeout", "--help"}, arguments
         recipe = arguments[arguments.index("--config") + 1]
         assert (ROOT / recipe).is_file(), recipe
         for stages in (word.removeprefix("--stages=") for word in arguments if word.startswith("--stages=")):
@@ -160,6 +183,12 @@ def check_module(module, arguments):
 
 def test_a_wrong_command_is_found():
     with pytest.raises(AssertionError):
+        check_command("pujax", ["evalaute", "runs/a"])
+    with pytest.raises(UserError, match="--corruption"):
+        check_command("pujax", ["evaluate", "runs/a", "--corruption"])
+    with pytest.raises(AssertionError):
+        check_command("launch/gpu_box.sh", ["--wrokers=2", "--config", "configs/quickstart.py"])
+    with pytest.raises(AssertionError):
         check_module("pujax.launch", ["--config", "configs/quickstart.py", "--dryrun"])
     with pytest.raises(AssertionError):
         check_module("pujax.launch", ["--config", "configs/no_such_recipe.py"])
@@ -170,13 +199,16 @@ def test_a_wrong_command_is_found():
     assert isinstance(importlib.import_module("pujax.import_torch").make_parser(), Parser)
 
 
+AFTER = "after the quickstart"  # marks commands that are run on a finished job
+
+
 # --- code -----------------------------------------------------------------------------------------------------
 
 
 @EVERY_PAGE
 def test_code_says_what_it_needs_or_is_run(name):
     for block in blocks(name, "sh", "python"):
-        assert block.mark in ("", "slow") or re.fullmatch(r"needs: .{5,}", block.mark), block
+        assert block.mark in ("", "slow", AFTER) or re.fullmatch(r"needs: .{5,}", block.mark), block
     for block in blocks(name, "", "text"):
         assert not re.search(rf"^ *({'|'.join(STARTS)})", block.code, re.M), f"a command in a block of text: {block}"
     assert not re.search(rf"^ {{4,}}({'|'.join(STARTS)})", BLOCK.sub("", TEXTS[name]), re.M)
@@ -220,8 +252,18 @@ def test_commands_run(code, checkout):
         assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("code", to_run("sh", AFTER))
+def test_commands_after_the_quickstart(code, finished, tmp_path, monkeypatch):
+    left_out = shutil.ignore_patterns("checkpoints", "tensorboard")
+    shutil.copytree(finished, tmp_path / "runs" / "quickstart", ignore=left_out)  # a smaller job
+    monkeypatch.chdir(tmp_path)
+    for words in lines("\n".join(code)):
+        monkeypatch.setattr(sys, "argv", words)
+        command.main()  # in this process: importing takes longer than all of them
+
+
 def test_shell_without_a_mark_would_be_run_by_nothing():
-    assert not to_run("sh", "") and not to_run("python", "slow")
+    assert not to_run("sh", "") and not to_run("python", "slow") and not to_run("python", AFTER)
 
 
 def outputs(notebook):
@@ -319,7 +361,7 @@ def test_messages_are_found_wherever_they_are_made():
     assert len(FOUND) > 200
     assert "data.… is not set; give --config.data.…=PATH" in patterns
     assert "…: … is of images of …x… pixels; set data.image_size to …" in patterns  # a function returns it
-    assert "no space left on the disk of …; make room, and the same command continues the run" in patterns
+    assert "no space left on the disk of …; make room, and give the same command again" in patterns
     assert any(pattern.startswith("of … pool images looked at") for pattern in patterns)
     assert "scorer: the loss is not finite at step …; lower scorer.frozen.learning_rate" in patterns
     raised = sum(path.read_text().count("raise UserError(") for path in messages.PACKAGE.rglob("*.py"))

@@ -90,23 +90,36 @@ def test_a_number_that_is_none_is_named(tmp_path, monkeypatch, name, value):
         launch._number(name)
 
 
+def whole(folder, count):
+    """A job of so many processes that nothing happened to."""
+    port = free_port()
+    jobs = [start(folder, steps=400, rank=i, count=count, port=port) for i in range(count)]
+    assert [job.wait(timeout=280) for job in jobs] == [0] * count
+    return folder
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory):
+    return whole(tmp_path_factory.mktemp("of_two"), 2)
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_sigterm_saves_the_training_and_the_same_command_ends_with_the_same_student(tmp_path):
-    whole = tmp_path / "whole"
-    whole.mkdir()
-    assert start(whole, steps=600).wait(timeout=200) == 0
-    job = start(tmp_path, steps=600)
+    (tmp_path / "whole").mkdir()
+    undisturbed = whole(tmp_path / "whole", 1)
+    job = start(tmp_path, steps=400)
     wait_for_training(tmp_path, job)
     job.send_signal(signal.SIGTERM)
     began = time.monotonic()
     errors = job.communicate(timeout=60)[1]
     assert job.returncode == 75 and time.monotonic() - began < 20
     step = int(re.search(r"pujax: stopped by SIGTERM at step (\d+) of distill, which is saved; the same", errors)[1])
-    assert 0 < step < 600 and "Traceback" not in errors
+    assert 0 < step < 400 and "Traceback" not in errors
     assert (tmp_path / "run" / "distill" / "checkpoints" / str(step)).is_dir()
-    again = start(tmp_path, steps=600)
+    again = start(tmp_path, steps=400)
     assert again.wait(timeout=200) == 0
-    assert student(tmp_path) == student(whole)
+    assert student(tmp_path) == student(undisturbed)
 
 
 @pytest.mark.slow
@@ -123,7 +136,7 @@ def test_sigterm_before_training_ends_at_once(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_hosts_and_a_bucket_share_no_disk_and_go_on_with_a_new_machine(tmp_path, store):
+def test_two_hosts_and_a_bucket_share_no_disk_and_new_machines_go_on(tmp_path, store):
     address, bucket = store
     bucket.__init__()
     own = {"AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
@@ -141,7 +154,7 @@ def test_two_hosts_and_a_bucket_share_no_disk_and_go_on_with_a_new_machine(tmp_p
         (folder / "distill" / "images.npy").write_bytes(b"another job's")
     jobs = begin()
     until = time.monotonic() + 200
-    while not (scratch[0] / "distill" / "checkpoints" / "40").is_dir():
+    while "run/distill/checkpoints/40.npz" not in bucket.objects:
         assert all(job.poll() is None for job in jobs) and time.monotonic() < until, jobs[0].communicate()
         time.sleep(0.01)
     for job in jobs:
@@ -150,7 +163,8 @@ def test_two_hosts_and_a_bucket_share_no_disk_and_go_on_with_a_new_machine(tmp_p
     assert {f"run/select/images/{name}" for name in ("IMAGES.json", "chosen-00000-of-00001.array_record")} == {
         key for key in bucket.objects if "images" in key
     }
-    shutil.rmtree(tmp_path / "host1")
+    for i in (0, 1):
+        shutil.rmtree(tmp_path / f"host{i}")
     jobs = begin()
     errors = [job.communicate(timeout=250)[1] for job in jobs]
     assert [job.returncode for job in jobs] == [0, 0], errors
@@ -159,15 +173,9 @@ def test_two_hosts_and_a_bucket_share_no_disk_and_go_on_with_a_new_machine(tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_what_happens_to_one_of_two_hosts_ends_both_and_nothing_is_lost(tmp_path, how):
-    whole = tmp_path / "whole"
-    whole.mkdir()
-    port = free_port()
-    assert [job.wait(timeout=250) for job in [start(whole, steps=400, rank=i, count=2, port=port) for i in (0, 1)]] == [
-        0,
-        0,
-    ]
+def test_what_happens_to_one_of_two_hosts_ends_both_and_nothing_is_lost(of_two, tmp_path, how):
     port = free_port()
     jobs = [start(tmp_path, "--host_timeout=10", steps=400, rank=i, count=2, port=port) for i in (0, 1)]
     wait_for_training(tmp_path, jobs[0])
@@ -185,4 +193,4 @@ def test_what_happens_to_one_of_two_hosts_ends_both_and_nothing_is_lost(tmp_path
     port = free_port()
     again = [start(tmp_path, steps=400, rank=i, count=2, port=port) for i in (0, 1)]
     assert [job.wait(timeout=250) for job in again] == [0, 0]
-    assert student(tmp_path) == student(whole)
+    assert student(tmp_path) == student(of_two)

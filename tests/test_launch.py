@@ -212,10 +212,13 @@ def chained(error, cause):
         (OSError(28, "No space left on device", "/mnt/run/a"), "no space left on the disk of /mnt/run/a; make room"),
         (
             ValueError("RESOURCE: write failed: No space left on device"),
-            "no space left on the disk of the work directory",
+            "no space left on the disk of the results; make room, and give the same command again",
         ),
         (chained(RuntimeError("save failed"), OSError(122, "Quota", "/mnt/b")), "no space left on the disk of /mnt/b"),
-        (OSError(116, "Stale file handle", "/mnt/pool"), "/mnt/pool: Stale file handle; the same command continues"),
+        (
+            OSError(116, "Stale file handle", "/mnt/pool"),
+            "/mnt/pool: Stale file handle; mend that, and give the same command again",
+        ),
         (PermissionError(13, "Permission denied", "/mnt/pool"), "/mnt/pool: Permission denied"),
     ],
     ids=["full disk", "full disk, by a library", "quota, as a cause", "stale mount", "permission"],

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import struct
@@ -16,10 +17,12 @@ import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from etils import epath
 from PIL import Image
 from test_artifacts import Store
 
-from pujax import artifacts, pipeline
+from pujax import artifacts, pipeline, plan
+from pujax.artifacts import Workdir
 from pujax.config import (
     BASELINES,
     Config,
@@ -32,6 +35,7 @@ from pujax.config import (
 from pujax.data.embedded import load_embedded
 from pujax.data.styles import STYLES
 from pujax.errors import UserError
+from pujax.loaded import load_config
 from pujax.stages import baselines
 from pujax.stages.select import decide
 
@@ -214,6 +218,15 @@ def test_help_and_dry_run(tmp_path):
     where = tmp_path / "run"
     assert f"disk: 100,000 chosen images take 102 MB: in {where}/select/images, and in {where}/distill" in done.stdout
     assert [path.name for path in where.iterdir()] == ["contact_sheet.jpg"]
+
+
+def test_a_dry_run_of_scoring_alone_needs_no_labelled_images(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "tensorboard"))
+    shutil.rmtree(tmp_path / "run" / "score")
+    workdir = Workdir(epath.Path(tmp_path / "run"))
+    told = plan.describe(load_config(workdir), workdir, ("score",))
+    assert "score: 3 shards; reading" in told and "stage score: to do" in told
+    assert "ms a step" not in told and "data.labelled" not in told and "disk" not in told
 
 
 def quickstart(change):

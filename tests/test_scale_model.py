@@ -68,7 +68,7 @@ def test_the_counts_of_operations_are_pujax_s_own(model):
 
 
 def test_inputs_are_those_of_the_code_and_of_the_recipe():
-    most = re.search(r"^_WORKERS = min\(_CORES, (\d+)\)", Path(decoders.__file__).read_text(), re.M)[1]
+    most = re.search(r"^_WORKERS = min\(CORES, (\d+)\)", Path(decoders.__file__).read_text(), re.M)[1]
     assert int(most) == scale_model.DECODERS
     config = imagenet8.get_config()
     assert (config.scorer.pool_sample, config.select.budget) == (scale_model.SAMPLE, scale_model.CHOSEN)

@@ -8,12 +8,14 @@ import s3fs
 from etils import epath
 from PIL import Image
 
+from pujax.artifacts import Workdir
 from pujax.config import DataConfig, SourceConfig
 from pujax.data import manifest, storage
 from pujax.data.manifest import list_now, list_once
 from pujax.data.sources import open_source
 from pujax.data.sources.folder import folder_listing
 from pujax.errors import UserError
+from pujax.presence import read_presences
 
 DATA = DataConfig(num_classes=2, image_size=16, channels=1)
 
@@ -221,3 +223,12 @@ def test_class_folders_of_a_store(bucket, tmp_path):
     fill(bucket, tmp_path, ["cat/1.png", "cat/2.png", "dog/1.png"])
     source = open_source(SourceConfig(kind="folder", path="s3://bucket/heap"), DATA)
     assert source.labels.tolist() == [0, 0, 1] and source.class_names == ("cat", "dog")
+
+
+def test_what_others_write_into_a_work_directory_is_seen(bucket):
+    workdir = Workdir(epath.Path("s3://bucket/run"))
+    bucket.objects["run/score/workers/a.json"] = b'{"process": 1}'
+    assert read_presences(workdir.workers) == {"a.json": {"process": 1}}
+    bucket.objects["run/score/workers/a.json"] = b'{"process": 22}'  # of another size and tag
+    bucket.objects["run/score/workers/b.json"] = b'{"process": 3}'
+    assert read_presences(workdir.workers) == {"a.json": {"process": 22}, "b.json": {"process": 3}}

@@ -52,10 +52,12 @@ def make_problem(num_images=96):
     return images, labels, variables, loss_fn
 
 
-def train(folder, *, mesh, scale=1.0, steps_per_call=1, device_data_mb=64, checkpoint_every=1000):
+def train(folder, *, mesh, scale=1.0, steps_per_call=1, device_data_mb=64, checkpoint_every=1000, trace_steps=0):
     images, labels, variables, loss_fn = make_problem()
     folder.mkdir(exist_ok=True)
-    run = RunConfig(device_data_mb=device_data_mb, checkpoint_every=checkpoint_every, log_every=5)
+    run = RunConfig(
+        device_data_mb=device_data_mb, checkpoint_every=checkpoint_every, log_every=5, trace_steps=trace_steps
+    )
     # Small, because a ReLU whose input is zero to rounding may open on one device count and not on another: that alone
     # moves a gradient by 1e-3. A gradient summed instead of averaged would still move parameters by 1e-3.
     training = DistillConfig(batch_size=32, num_steps=10, learning_rate=0.0003, steps_per_call=steps_per_call)
@@ -105,7 +107,7 @@ def test_one_device_equals_eight(tmp_path, meshes):
     assert largest_difference(one["params"], eight["params"]) < 1e-5
     assert largest_difference(one["batch_stats"], eight["batch_stats"]) < 1e-5
     logs = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("1", "8")]
-    assert len(logs[0]) == 2
+    assert len(logs[0]) == 3 and all("test/goodput" in log.pop() for log in logs)
     for lines in zip(*logs, strict=True):
         first, second = map(json.loads, lines)
         assert {"test/loss", "test/positive_risk", "test/negative_risk"} <= first.keys()
@@ -157,3 +159,29 @@ def test_a_batch_that_does_not_split_is_refused(tmp_path):
     mesh = make_mesh(jax.devices()[:3])
     with pytest.raises(ValueError, match=r"test.batch_size is 32, which does not split over 3 devices"):
         train(tmp_path / "split", mesh=mesh)
+
+
+def test_the_log_tells_of_restarts_and_of_the_time_that_was_of_use(tmp_path, gone_after):
+    gone_after(7)
+    with pytest.raises(InterruptedError):
+        train(tmp_path / "run", mesh=make_mesh(), checkpoint_every=4)
+    starts = tmp_path / "run" / "STARTS.json"
+    before = json.loads(starts.read_text())
+    assert [start["step"] for start in before] == [0]
+    starts.write_text(json.dumps([before[0] | {"time": before[0]["time"] - 1000}]))  # it lay for a while
+    train(tmp_path / "run", mesh=make_mesh(), checkpoint_every=4)
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == 10 and last["test/restarts"] == 1 and 0 < last["test/goodput"] < 0.1
+    assert [start["step"] for start in json.loads(starts.read_text())] == [0, 4]
+    train(tmp_path / "whole", mesh=make_mesh())
+    last = json.loads((tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["test/restarts"] == 0 and last["test/goodput"] > 0.99
+
+
+@pytest.mark.slow
+def test_a_trace_is_written_on_request(tmp_path, monkeypatch):
+    monkeypatch.setattr("pujax.profiling._SETTLED", 3)
+    train(tmp_path / "run", mesh=make_mesh(), trace_steps=2)
+    assert list((tmp_path / "run" / "trace").rglob("*.xplane.pb"))
+    train(tmp_path / "none", mesh=make_mesh())
+    assert not (tmp_path / "none" / "trace").exists()

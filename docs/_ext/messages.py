@@ -12,20 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent.parent / "pujax"
-_ENDS = {
-    "UserError",
-    "FloatingPointError",
-    "RuntimeError",
-    "HostLost",
-    "Preempted",
-    "_in_one_line",
-}  # what ends a command with a message
+# What ends a command with a message.
+_ENDS = {"UserError", "FloatingPointError", "RuntimeError", "HostLost", "Preempted", "in_one_line"}
 GAP = "…"
 
 # Section of the page -> the modules whose messages it lists; a folder stands for all in it, the longest name counts.
 THEMES = {
-    "options": ("launch", "command_line", "config", "pipeline", "models"),
-    "workdir": ("artifacts", "lock", "checkpoint", "score_table", "data.manifest", "data.chosen"),
+    "options": ("command", "launch", "command_line", "config", "pipeline", "models"),
+    "workdir": ("artifacts", "lock", "checkpoint", "score_table", "data.manifest", "data.chosen", "status"),
     "images": ("data", "api", "inference"),
     "weights": ("weights", "networks", "stages.teacher", "importers.state_dict", "importers.naming",
                 "importers.network", "importers.pickles"),
@@ -33,7 +27,8 @@ THEMES = {
     "mining": ("pu", "selection", "stages.scorer", "stages.baselines"),
     "training": ("train", "student", "sharding", "preemption"),
     "hosts": ("hosts",),
-    "export": ("stages.export", "exporters", "parity"),
+    "export": ("stages.export", "export_model", "exporters", "parity"),
+    "networks": ("loaded", "evaluate", "evaluation", "predict"),
     "reports": ("report_runs",),
 }  # fmt: skip
 
@@ -113,7 +108,7 @@ def markdown(theme: str, page: str) -> str:
     done = {pattern for patterns in known.values() for pattern in patterns}
     left = [own for own in found if theme_of(own.module) == theme and own.pattern not in done]
     return "\n".join(
-        ["These say themselves what to do:", "", *sorted(f"- {_code(message.pattern)}" for message in left)]
+        ["These say themselves what to do:", "", *sorted({f"- {_code(message.pattern)}" for message in left})]
     )
 
 

@@ -4,6 +4,7 @@ A shard is the unit of work and of retry: its file appears whole or not at all, 
 ones. Processes, of one job or each by itself, share the shards out as `shard_sharing` says.
 """
 
+from contextlib import closing
 from typing import Any
 
 import jax
@@ -50,14 +51,15 @@ def score_pool(job: Job, table: ScoreTable) -> float:
     """Score missing shards beside whoever else does, until there are none; return this process's images per second."""
     score, arguments, mesh, progress = None, None, make_mesh(jax.local_devices()), None
     batch_size = job.config.run.inference_batch_size
-    for start, stop in share_shards(table, job.workdir.workers):
-        if score is None:
-            fn, arguments = make_score_fn(job.config.scorer, job.teacher(), job.workdir.scorer)
-            score, arguments = compile_map(fn, mesh), replicate(mesh, arguments)
-            progress = Progress("score", table.num_images, "image", enabled=is_main_process())
-        columns = score_shard(score, arguments, job.sources["pool"], start, stop, mesh, batch_size, progress)
-        if not table.path(start, stop).exists():
-            table.write(start, stop, columns)
+    with closing(share_shards(table, job.workdir.workers)) as shards:  # others are to see at once that this one ends
+        for start, stop in shards:
+            if score is None:
+                fn, arguments = make_score_fn(job.config.scorer, job.teacher(), job.workdir.scorer)
+                score, arguments = compile_map(fn, mesh), replicate(mesh, arguments)
+                progress = Progress("score", table.num_images, "image", enabled=is_main_process())
+            columns = score_shard(score, arguments, job.sources["pool"], start, stop, mesh, batch_size, progress)
+            if not table.path(start, stop).exists():
+                table.write(start, stop, columns)
     if progress is None:
         return 0.0
     progress.close()

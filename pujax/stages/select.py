@@ -8,7 +8,9 @@ prior holds, those that score like labelled images in one of the styles are take
 The images are read from the pool once, by all processes, each its files; whoever needs them later reads these files.
 """
 
+import functools
 import sys
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -94,14 +96,15 @@ def write_images(job: Job) -> None:
         return
     index = images.selected["index"].to_numpy()
     progress = Progress("chosen images", len(images), "image", enabled=is_main_process())
-    for start, stop in share_shards(images, job.workdir.writers):
 
-        def read(first: int, stop: int = stop) -> np.ndarray:
-            batch = read_or_fail(pool, index[first : min(first + _BATCH, stop)], "training set")
-            progress.advance(len(batch))
-            return batch
+    def read(first: int, stop: int) -> np.ndarray:
+        batch = read_or_fail(pool, index[first : min(first + _BATCH, stop)], "training set")
+        progress.advance(len(batch))
+        return batch
 
-        images.write(start, stop, read_ahead(read, range(start, stop, _BATCH)))
+    with closing(share_shards(images, job.workdir.writers)) as shards:  # others are to see at once that this one ends
+        for start, stop in shards:
+            images.write(start, stop, read_ahead(functools.partial(read, stop=stop), range(start, stop, _BATCH)))
     progress.close()
     barrier("chosen images written")
 

@@ -85,7 +85,7 @@ def given_teacher(config: Config) -> Network | None:
     if not config.teacher.model:
         raise UserError(
             f"{path} does not say what network it holds; name it, as in --config.teacher.model=resnet18, or convert "
-            "it by python -m pujax.import_torch"
+            "it by pujax import"
         )
     said = preprocessing_of(config.data)
     wanted = {field.name: getattr(said, field.name) or getattr(TORCHVISION, field.name) for field in _FIELDS}
