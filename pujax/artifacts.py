@@ -33,7 +33,7 @@ class Unit:
         self.inputs = folder / "INPUTS.json"  # what the results depend on
         self.done = folder / "DONE.json"  # the summary block; there when all results are
         self.checkpoints = folder / "checkpoints"
-        self.images = scratch / "images.npy"  # training images, uint8 [N, H, W, C]
+        self.images = scratch / "images.npy"  # training images, uint8 [N, H, W, C], while the training lasts
         self.teacher_logits = folder / "teacher_logits.npy"  # cached, float32 [N, views, K]
         self.student = folder / "student.safetensors"
         self.unreadable = folder / "unreadable.parquet"  # pool images that do not decode, with reasons
@@ -62,6 +62,8 @@ class Workdir:
         self.workers = root / "score" / "workers"  # signs of life of those who score
         self.shard_plan = root / "score" / "SHARDS.json"  # how many images and shards it is to have
         self.selected = root / "select" / "selected.parquet"
+        self.chosen_images = root / "select" / "images"  # what was chosen, at the size that networks see
+        self.writers = root / "select" / "workers"  # signs of life of those who write them
 
     @property
     def scratch(self) -> Path:

@@ -212,6 +212,9 @@ class SelectConfig:
     copies: str = option("count", choices=("count", "drop", "ignore"))
     # Times that a student should see each image: bounds how many are chosen beyond what the class prior says.
     passes: int = option(50, above=0)
+    # Whether the chosen images are written to `select/images`, at the size that networks see, and read from there by
+    # students; False: these read the pool.
+    images: bool = True
 
 
 @dataclass(slots=True)

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 from jax.sharding import Mesh
 
-from pujax.artifacts import Workdir
+from pujax.artifacts import Workdir, read_table
 from pujax.config import Config
+from pujax.data.chosen import ChosenImages
 from pujax.data.sources import ImageSource
 from pujax.inference import resolve_dtype
 from pujax.metrics import MetricsLog
@@ -31,3 +33,21 @@ class Job:
     def score_table(self) -> ScoreTable:
         """Return the pool's score table, which the score stage fills."""
         return ScoreTable(self.workdir.shards, len(self.sources["pool"]), self.config.score.shard_size)
+
+    def chosen_images(self) -> ChosenImages:
+        """Return the files of the chosen images, which the select stage writes where the options say so."""
+        data = self.config.data
+        return ChosenImages(
+            self.workdir.chosen_images,
+            read_table(self.workdir.selected),
+            shape=(data.image_size, data.image_size, data.channels),
+            pool=self.sources["pool"].fingerprint,
+            scratch=self.workdir.unit("select").scratch,
+        )
+
+    def chosen(self) -> tuple[ImageSource, np.ndarray]:
+        """Return the chosen images as (source, indices): of their own files if these are written, else of the pool."""
+        images = self.chosen_images()
+        if images.begun():
+            return images, np.arange(len(images))
+        return self.sources["pool"], images.selected["index"].to_numpy()

@@ -1,10 +1,12 @@
-"""The lock of a work directory: one job at a time, and a dead job's lock is taken over."""
+"""The lock of a work directory: one job at a time, and a dead job's lock is taken over. Turns of a host's processes."""
 
 import contextlib
 import datetime
+import fcntl
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -26,6 +28,15 @@ def locked(path: epath.Path) -> Iterator[None]:
     me = {**who(), "since": datetime.datetime.now().isoformat(" ", "seconds"), "taken": time.time()}
     _take(path, me)
     with contextlib.closing(Presence(path, me)):
+        yield
+
+
+@contextlib.contextmanager
+def turn(path: Path) -> Iterator[None]:
+    """Let one process of this host run the body at a time; the others wait. The file, on a local disk, stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

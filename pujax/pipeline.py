@@ -35,7 +35,7 @@ from pujax.errors import UserError
 from pujax.exporters.formats import FORMATS
 from pujax.inference import resolve_dtype
 from pujax.job import Job
-from pujax.lock import locked
+from pujax.lock import locked, turn
 from pujax.metrics import MetricsLog
 from pujax.models import CLASSIFIERS, parse_name
 from pujax.networks import check_class_names
@@ -63,7 +63,7 @@ _SHARED = {"score"}  # what many processes may do in one work directory at a tim
 _REFUSED = ("teacher", "scorer", "score")  # what took long to make is never set aside
 _TASK_FIELDS = ("data.num_classes", "data.image_size", "data.channels", "data.mean", "data.std", "data.crop",
                 "data.interpolation", "data.class_names")  # fmt: skip
-_RUN_ONLY_FIELDS = ("run.", "baselines", "score.max_unreadable", "scorer.min_in_range")
+_RUN_ONLY_FIELDS = ("run.", "baselines", "score.max_unreadable", "scorer.min_in_range", "select.images")
 
 
 @dataclass(frozen=True)
@@ -377,8 +377,6 @@ def bring_back(unit: Unit, workdir: Workdir) -> None:
         aside = workdir.previous / _place(unit.name, load_json(unit.paths.inputs))
         _move(unit.paths.folder, aside)
         _say(f"{unit.name}: made with other options, set aside in {aside}")
-    if not unit.paths.inputs.exists() and artifacts.is_remote(workdir.root):
-        shutil.rmtree(unit.paths.scratch, ignore_errors=True)  # a former choice's images
     kept = workdir.previous / _place(unit.name, unit.inputs)
     if kept.exists() and not unit.paths.inputs.exists():
         _move(kept, unit.paths.folder)
@@ -407,6 +405,8 @@ def run_unit(unit: Unit) -> None:
     if is_main_process():
         unit.paths.done.unlink(missing_ok=True)  # of a former report, which other inputs would make look done
         save_json(unit.paths.inputs, unit.inputs)
+    if artifacts.is_remote(unit.paths.folder):
+        _claim_scratch(unit)
     barrier(f"{unit.name} starts")
     started = time.monotonic()
     block = unit.run()
@@ -415,6 +415,16 @@ def run_unit(unit: Unit) -> None:
         save_json(unit.paths.done, block)
     barrier(f"{unit.name} done")
     _say(f"{unit.name}: " + ", ".join(f"{key} {_short(value)}" for key, value in block.items()))
+
+
+def _claim_scratch(unit: Unit) -> None:
+    """Empty this host's local folder of a unit, unless it was made from the same inputs."""
+    scratch = unit.paths.scratch
+    with turn(scratch.with_name(f"{scratch.name}.turn")):
+        own = epath.Path(scratch) / "INPUTS.json"
+        if not own.exists() or load_json(own) != unit.inputs:
+            shutil.rmtree(scratch, ignore_errors=True)
+            save_json(own, unit.inputs)
 
 
 def summarize(config: Config, units: dict[str, Unit], seconds: float) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """`--dry_run`: check everything that can be checked without training, look at the images, and say what would run."""
 
 import dataclasses
+import math
 import time
 from typing import Any
 
@@ -18,6 +19,7 @@ from pujax.job import Job
 from pujax.networks import Network, init_network
 from pujax.optim import make_optimizer
 from pujax.pu.scorer import passes_per_image
+from pujax.report.quantities import size
 from pujax.sharding import is_main_process, replicate, shard_batch
 from pujax.stages.teacher import abstract_teacher
 from pujax.student import abstract_student, frozen_arrays, make_distill_loss
@@ -49,6 +51,8 @@ def describe(config: Config, workdir: Workdir, stages: tuple[str, ...]) -> str:
         lines += _describe_teacher(job)
         if "pool" in job.sources:
             lines.append(_describe_scoring(job, surveys["pool"]))
+        if {"select", "distill", "baselines"} & set(stages):
+            lines.append(_describe_disk(job))
         if {"distill", "baselines"} & set(stages):
             lines.append(_describe_distilling(job))
         for name, unit in units.items():
@@ -117,11 +121,22 @@ def _describe_distilling(job: Job) -> str:
     student = abstract_student(config.distill, teacher)
     memory, seconds = step_cost(config, teacher, student, job.mesh)
     students = 1 + len(config.baselines)
-    size = f"{memory / 2**20:.0f} MiB" if memory else "unknown memory"
+    needed = f"{memory / 2**20:.0f} MiB" if memory else "unknown memory"
     return (
-        f"distill: {teacher.model} -> {student.model}, {size} a device for one step, {1000 * seconds:.0f} ms a step: "
+        f"distill: {teacher.model} -> {student.model}, {needed} a device for one step, {1000 * seconds:.0f} ms a step: "
         f"about {_duration(config.distill.num_steps * seconds)} a student, {students} of them"
     )
+
+
+def _describe_disk(job: Job) -> str:
+    """Return what the chosen images take; how many they are is known of a budget alone."""
+    data, select, pool = job.config.data, job.config.select, len(job.sources["pool"])
+    count = pool if select.rule == "all" else min(select.budget, pool)
+    image = math.prod((data.image_size, data.image_size, data.channels))
+    count = count or 100_000
+    kept = f"in {job.workdir.chosen_images}, and " if select.images else ""
+    where = job.workdir.unit("distill").images
+    return f"disk: {count:,} chosen images take {size(count * image)}: {kept}in {where} while a student trains"
 
 
 def step_cost(config: Config, teacher: Network, student: Network, mesh: Mesh) -> tuple[float, float]:

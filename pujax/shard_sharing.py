@@ -1,4 +1,4 @@
-"""Who scores which shard: workers over one work directory, on any hosts, that come and go and do not talk.
+"""Who makes which shard: workers over one work directory, on any hosts, that come and go and do not talk.
 
 Each worker keeps a small file that says which shard it is at; the others leave that one alone. Work is split as it is
 found: a worker goes on with the shard behind its last one, without a look at the others; where another is or has been,
@@ -7,20 +7,19 @@ every missing shard is somebody's, a worker that has nothing else to do takes on
 dead, else after twice the time that a shard takes here or, to who has done none yet, there. So whoever dies or is slow
 delays the end by a shard or two.
 
-Claims save work, they do not keep the table right: a shard's file appears whole or not at all, every worker computes
-the same bytes, and a file that is there is not written again. A claim that is lost or late costs a shard scored twice.
+Claims save work, they do not keep the shards right: a shard's file appears whole or not at all, every worker computes
+the same bytes, and a file that is there is not written again. A claim that is lost or late costs a shard made twice.
 """
 
 import os
 import socket
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from etils import epath
 
 from pujax.presence import Presence, lives, read_presences, who
-from pujax.score_table import ScoreTable
 
 Shard = tuple[int, int]
 _PATIENCE = 2.0  # times that a shard takes, before another's shard is taken
@@ -39,11 +38,28 @@ class Claim(NamedTuple):
         return self.age > _PATIENCE * (took or self.takes or _UNTIMED)
 
 
-def share_shards(table: ScoreTable, folder: epath.Path) -> Iterator[Shard]:
-    """Yield the shards for this worker to score, one at a time, until none is missing.
+class Table(Protocol):
+    """Files, each of so many images in a row: the scores of a pool, or the chosen images themselves."""
+
+    num_images: int
+    shard_size: int
+    shards: list[Shard]  # the [start, stop) of every file
+
+    def path(self, start: int, stop: int) -> epath.Path:
+        """Return the file of a shard."""
+
+    def absent(self) -> set[Shard]:
+        """Return the shards whose file is not there."""
+
+    def missing(self, shards: list[Shard]) -> list[Shard]:
+        """Return those of the shards whose file is not there, or damaged."""
+
+
+def share_shards(table: Table, folder: epath.Path) -> Iterator[Shard]:
+    """Yield the shards for this worker to make, one at a time, until none is missing.
 
     Args:
-        table: the score table; the caller writes the shard into it before asking for the next.
+        table: what they are of; the caller writes the shard into it before asking for the next.
         folder: where workers keep their files.
     """
     absent = table.absent()
@@ -60,7 +76,7 @@ def share_shards(table: ScoreTable, folder: epath.Path) -> Iterator[Shard]:
         presence.close()
 
 
-def _until_none_is_missing(table: ScoreTable, missing: set[Shard], presence: Presence) -> Iterator[Shard]:
+def _until_none_is_missing(table: Table, missing: set[Shard], presence: Presence) -> Iterator[Shard]:
     shards, last, done, began = table.shards, None, 0, time.monotonic()
     claims: dict[Shard, Claim] = {}  # at the last look
     seen: dict[str, tuple[Any, float]] = {}  # what every other worker was at, and since when, by this clock
@@ -110,7 +126,7 @@ def choose(shards: list[Shard], missing: set[Shard], claimed: set[Shard]) -> Sha
     return None if best is None else shards[best]
 
 
-def _behind(shard: Shard | None, table: ScoreTable) -> Shard | None:
+def _behind(shard: Shard | None, table: Table) -> Shard | None:
     if shard is None or shard[1] >= table.num_images:
         return None
     return shard[1], min(shard[1] + table.shard_size, table.num_images)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from pujax.artifacts import Unit, load_array, save_array
 from pujax.config import DistillConfig, RunConfig
 from pujax.data.batches import make_batches
-from pujax.data.reading import training_images
+from pujax.data.reading import remove_training_images, training_images
 from pujax.data.sources import ImageSource
 from pujax.data.transforms import augment, fixed_views
 from pujax.errors import UserError
@@ -32,7 +32,6 @@ from pujax.kd_losses import (
 from pujax.metrics import MetricsLog, flops_per_image, num_params
 from pujax.networks import Network, abstract_network, describes_itself, init_network, load_network, save_network
 from pujax.progress import Progress
-from pujax.score_table import read_selection
 from pujax.sharding import barrier, is_main_process, replicate
 from pujax.train import LossFn, fit
 
@@ -83,7 +82,7 @@ def train_student(
         (the student after the last step, number of training images).
     """
     _check_enough(distill, parts)
-    images = training_images(unit.images, parts)
+    images = training_images(unit, parts)
     rng = jax.random.key(seed)
     if begin is None:
         begin = begin_with(distill, init_network(abstract_student(distill, teacher), jax.random.fold_in(rng, 0)))
@@ -111,6 +110,7 @@ def train_student(
     student = student.with_variables(variables)
     if is_main_process():
         save_network(unit.student, student)
+    remove_training_images(unit)
     return student, len(images)
 
 
@@ -128,8 +128,8 @@ def _check_enough(distill: DistillConfig, parts: Parts) -> None:
 
 def chosen_parts(job: Job) -> Parts:
     """Return what a job's student is trained on: all labelled images, and those chosen from the pool."""
-    labelled, pool = job.sources["labelled"], job.sources["pool"]
-    return [(labelled, np.arange(len(labelled))), (pool, read_selection(job.workdir.selected))]
+    labelled = job.sources["labelled"]
+    return [(labelled, np.arange(len(labelled))), job.chosen()]
 
 
 def abstract_student(distill: DistillConfig, teacher: Network) -> Network:

@@ -1,12 +1,13 @@
-"""An object store on loopback that speaks as much of S3 as reading takes: listing, whole objects, parts of objects."""
+"""An object store on loopback that speaks as much of S3 as a job takes: listing, objects and parts of them, writing."""
 
 import hashlib
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, unescape
 
 
 class Bucket:
@@ -34,9 +35,34 @@ class _Handler(BaseHTTPRequestHandler):
     def do_HEAD(self):
         self.do_GET()
 
+    def do_PUT(self):
+        key, content = self._key(), self._body()
+        if source := self.headers.get("x-amz-copy-source"):
+            content = self.bucket.objects[unquote(source).strip("/").partition("/")[2]]
+        self.bucket.requests.append(("PUT", key, ""))
+        self.bucket.objects[key] = content
+        tag = f'"{hashlib.md5(content).hexdigest()}"'
+        copied = f"<CopyObjectResult><ETag>{tag}</ETag></CopyObjectResult>" if source else ""
+        self._answer(200, copied.encode(), {"ETag": tag})
+
+    def do_DELETE(self):
+        self.bucket.objects.pop(self._key(), None)
+        self._answer(204, b"")
+
+    def do_POST(self):  # several to be deleted
+        for key in re.findall(r"<Key>(.*?)</Key>", self._body().decode()):
+            self.bucket.objects.pop(unescape(key), None)
+        self._answer(200, b"<DeleteResult></DeleteResult>")
+
+    def _key(self):
+        return unquote(urlsplit(self.path).path).strip("/").partition("/")[2]
+
+    def _body(self):
+        return self.rfile.read(int(self.headers.get("Content-Length", "0")))
+
     def do_GET(self):
         address = urlsplit(self.path)
-        key = unquote(address.path).strip("/").partition("/")[2]
+        key = self._key()
         query = {name: values[0] for name, values in parse_qs(address.query, keep_blank_values=True).items()}
         self.bucket.requests.append((self.command, key or query.get("prefix", ""), self.headers.get("Range", "")))
         if not key:

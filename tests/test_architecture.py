@@ -106,7 +106,7 @@ def test_there_is_no_circle():
         ("grain", ("data.",)),
         ("orbax", ("checkpoint",)),
         ("tensorflow_datasets", ("data.sources.tfds",)),
-        ("array_record", ("data.sources.array_record",)),
+        ("array_record", ("data.records",)),
         ("fsspec", ("data.storage", "artifacts")),
         ("pickle", ("data.decoders", "data.sources.plain_pickle", "importers.pickles")),
         ("absl", ("launch",)),

@@ -8,13 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image, ImageOps
 
+from pujax.artifacts import Unit
 from pujax.config import DataConfig, SourceConfig
 from pujax.data.batches import index_batches, mixed_index_batches
 from pujax.data.class_names import given_class_names
 from pujax.data.decode import ImageSpec, decode, fit_arrays, try_decode
-from pujax.data.reading import read_or_fail, reasons_of, write_images
+from pujax.data.reading import read_or_fail, reasons_of, remove_training_images, training_images, write_images
 from pujax.data.sources import hold_out, open_source
 from pujax.data.survey import contact_sheet, survey
 from pujax.data.transforms import augment, normalize
@@ -279,6 +281,18 @@ def test_written_images_appear_whole_and_are_kept(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"training set: the image cat/0.png does not decode"):
         write_images(path.with_name("other.npy"), [(source, np.array([5, 0]))])
     assert [p.name for p in path.parent.iterdir()] == ["images.npy"]
+
+
+def test_training_images_are_on_every_host_where_the_work_directory_is_in_a_store(tmp_path, monkeypatch):
+    source = open_source(folder(write_folder(tmp_path / "in")), DATA)
+    monkeypatch.setattr("pujax.data.reading.is_main_process", lambda: False)
+    units = [Unit(epath.Path(where), tmp_path / name) for name, where in (("a", "s3://b/run"), ("b", tmp_path / "b"))]
+    images = training_images(units[0], [(source, np.array([5, 0]))])
+    assert (images == every_image(source)[[5, 0]]).all()
+    with pytest.raises(FileNotFoundError):  # the main process of a local one has written none
+        training_images(units[1], [(source, np.array([5, 0]))])
+    remove_training_images(units[0])
+    assert not units[0].images.exists()
 
 
 # --- batches ---

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -36,10 +37,10 @@ def recipe(folder, steps):
     return path
 
 
-def start(folder, *arguments, steps=4000, rank=0, count=1, port=0):
+def start(folder, *arguments, steps=4000, rank=0, count=1, port=0, environment=None):
     from conftest import CACHE
 
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(CACHE)}
+    environment = os.environ | (environment or {}) | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(CACHE)}
     environment |= {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_cpu_experimental_ynn_fusion_type="}
     if count > 1:
         environment |= {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}"}
@@ -132,6 +133,43 @@ def test_sigterm_before_training_ends_at_once(tmp_path):
     errors = job.communicate(timeout=60)[1]
     assert job.returncode == 75 and errors.splitlines()[-1].startswith("pujax: stopped by SIGTERM")
     assert not (tmp_path / "run" / "LOCK.json").exists()
+
+
+@pytest.mark.slow
+def test_two_hosts_and_a_bucket_share_no_disk_and_new_machines_go_on(tmp_path, store):
+    address, bucket = store
+    bucket.__init__()
+    own = {"AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+    own |= {"AWS_DEFAULT_REGION": "us-east-1", "AWS_MAX_ATTEMPTS": "1"}
+    options = ["--workdir=s3://bucket/run", "--config.run.checkpoint_every=20"]
+    scratch = [tmp_path / f"host{i}" / "pujax" / "s3-bucket-run" for i in (0, 1)]
+
+    def begin():
+        port = free_port()
+        hosts = [own | {"TMPDIR": str(tmp_path / f"host{i}")} for i in (0, 1)]
+        return [start(tmp_path, *options, steps=60, rank=i, count=2, port=port, environment=hosts[i]) for i in (0, 1)]
+
+    for folder in scratch:  # of a job that was here before
+        (folder / "distill").mkdir(parents=True)
+        (folder / "distill" / "images.npy").write_bytes(b"another job's")
+    jobs = begin()
+    until = time.monotonic() + 200
+    while "run/distill/checkpoints/40.npz" not in bucket.objects:
+        assert all(job.poll() is None for job in jobs) and time.monotonic() < until, jobs[0].communicate()
+        time.sleep(0.01)
+    for job in jobs:
+        job.kill()
+        job.communicate()
+    assert {f"run/select/images/{name}" for name in ("IMAGES.json", "chosen-00000-of-00001.array_record")} == {
+        key for key in bucket.objects if "images" in key
+    }
+    for i in (0, 1):
+        shutil.rmtree(tmp_path / f"host{i}")
+    jobs = begin()
+    errors = [job.communicate(timeout=250)[1] for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0], errors
+    assert "run/distill/student.safetensors" in bucket.objects
+    assert not [*tmp_path.rglob("images.npy"), *tmp_path.rglob("*.array_record")]
 
 
 @pytest.mark.slow

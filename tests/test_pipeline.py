@@ -215,7 +215,9 @@ def test_help_and_dry_run(tmp_path):
     assert "data.pool: 8000 images, no labels" in done.stdout
     assert "stage distill: to do" in done.stdout
     assert "it is right on 96.0 % of 100 images of data.labelled" in done.stdout
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["contact_sheet.jpg"]
+    where = tmp_path / "run"
+    assert f"disk: 100,000 chosen images take 102 MB: in {where}/select/images, and in {where}/distill" in done.stdout
+    assert [path.name for path in where.iterdir()] == ["contact_sheet.jpg"]
 
 
 def test_a_dry_run_of_scoring_alone_needs_no_labelled_images(finished, tmp_path):
@@ -224,11 +226,11 @@ def test_a_dry_run_of_scoring_alone_needs_no_labelled_images(finished, tmp_path)
     workdir = Workdir(epath.Path(tmp_path / "run"))
     told = plan.describe(load_config(workdir), workdir, ("score",))
     assert "score: 3 shards; reading" in told and "stage score: to do" in told
-    assert "ms a step" not in told and "data.labelled" not in told
+    assert "ms a step" not in told and "data.labelled" not in told and "disk" not in told
 
 
-def in_process(tmp_path, change, stages=pipeline.STAGES, workdir=None):
-    """Run a changed quickstart config in this process."""
+def quickstart(change):
+    """The quickstart's config, smaller and changed."""
     import importlib.util
 
     spec = importlib.util.spec_from_file_location("quickstart", ROOT / "configs" / "quickstart.py")
@@ -240,7 +242,12 @@ def in_process(tmp_path, change, stages=pipeline.STAGES, workdir=None):
     config.score.shard_size = 400
     config.scorer.frozen.num_steps = 20
     change(config)
-    return pipeline.run(resolve(config), workdir or tmp_path / "run", stages)
+    return resolve(config)
+
+
+def in_process(tmp_path, change, stages=pipeline.STAGES, workdir=None):
+    """Run a changed quickstart config in this process."""
+    return pipeline.run(quickstart(change), workdir or tmp_path / "run", stages)
 
 
 def write_pool_folder(root, num_images=200):
@@ -570,10 +577,16 @@ def test_a_job_in_an_object_store_gives_the_numbers_of_a_local_one(tmp_path, mon
         return change
 
     local = in_process(tmp_path, choose(60))
+    scratch = tmp_path / "scratch" / "pujax" / "s3-bucket-run"
+    (scratch / "distill").mkdir(parents=True)
+    (scratch / "distill" / "images.npy").write_bytes(b"of a former job")
     remote = in_process(tmp_path, choose(60), workdir="s3://bucket/run")
     assert numbers(remote) == numbers(local)
+    for name in ("distill/student.safetensors", "select/images/chosen-00000-of-00001.array_record"):
+        assert bytes(Store.store[f"/bucket/run/{name}"].getbuffer()) == (tmp_path / "run" / name).read_bytes()
     other = in_process(tmp_path, choose(70), workdir="s3://bucket/run")
     assert other["student"]["train_images"] == 170  # and not the images of the former choice
     assert numbers(in_process(tmp_path, choose(60), workdir="s3://bucket/run")) == numbers(local)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "scratch"]  # nothing strays
+    assert not [*scratch.rglob("*.array_record"), *scratch.rglob("*.npy")]
     assert {"/bucket/run/metrics.jsonl", "/bucket/run/distill/student.safetensors"} <= Store.store.keys()

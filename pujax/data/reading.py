@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pujax.artifacts import replacing
+from pujax.artifacts import Unit, is_remote, replacing
 from pujax.data.sources import ImageSource
 from pujax.errors import UserError
+from pujax.lock import turn
 from pujax.sharding import barrier, is_main_process
 
 _BATCH = 4096  # images held in memory at a time
@@ -77,14 +78,26 @@ def write_images(path: Path, parts: list[tuple[ImageSource, np.ndarray]]) -> Non
         os.fsync(out.fileno())
 
 
-def training_images(path: Path, parts: list[tuple[ImageSource, np.ndarray]]) -> np.ndarray:
-    """Return what `write_images` writes, mapped; the main process writes it, at training resolution, once.
+def training_images(unit: Unit, parts: list[tuple[ImageSource, np.ndarray]]) -> np.ndarray:
+    """Return the images of a training, mapped from a file that is written once, at training resolution.
+
+    The main process writes it; every host its own where the unit's files are in an object store.
 
     Args:
-        path: as for `write_images`.
+        unit: whose training it is.
         parts: as for `write_images`.
     """
-    if is_main_process():
-        write_images(path, parts)
-    barrier(f"images of {path.parent.name}")
-    return np.load(path, mmap_mode="r")
+    if is_remote(unit.folder):
+        with turn(unit.images.with_suffix(".turn")):  # of several processes on this host
+            write_images(unit.images, parts)
+    elif is_main_process():
+        write_images(unit.images, parts)
+    barrier(f"images of {unit.folder.name}")
+    return np.load(unit.images, mmap_mode="r")
+
+
+def remove_training_images(unit: Unit) -> None:
+    """Remove the images of a training that is over; if it is to go on after all, they are written again."""
+    barrier(f"{unit.folder.name} trained")
+    if is_main_process() or is_remote(unit.folder):
+        unit.images.unlink(missing_ok=True)

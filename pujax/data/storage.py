@@ -74,6 +74,29 @@ def read(path: str) -> bytes:
         return store.cat_file(inner)
 
 
+def upload(source: Path, url: str) -> None:
+    """Put a file of this machine into a store, whole or not at all.
+
+    Raises:
+        OSError: the store does not take it.
+    """
+    with _naming(url):
+        store, inner = _store(url)
+        store.put_file(str(source), inner)
+
+
+def download(url: str, target: Path) -> None:
+    """Bring an object of a store to this machine.
+
+    Raises:
+        UserError: nothing is there.
+        OSError: it cannot be read.
+    """
+    with _naming(url):
+        store, inner = _store(url)
+        store.get_file(inner, str(target))
+
+
 def read_each(paths: Sequence[str]) -> list[bytes | str]:
     """Return the contents of many files of one store, read at once; for one that is gone, its path.
 

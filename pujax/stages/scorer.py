@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from pujax.artifacts import save_arrays
 from pujax.config import FinetunedScorerConfig, FrozenScorerConfig, given_class_prior
 from pujax.data.batches import make_batches
-from pujax.data.reading import read_or_fail, reasons_of, training_images
+from pujax.data.reading import read_or_fail, reasons_of, remove_training_images, training_images
 from pujax.data.sources import ImageSource
 from pujax.data.transforms import augment
 from pujax.data.unreadable import check_share, write_reasons
@@ -181,7 +181,7 @@ def _train_finetuned(job: Job, loss: PULoss, sample: np.ndarray) -> Trained:
     readable = sample[_check_readable(job, sample, reasons_of(pool, sample))]
     held_positives, positives = split_off(np.arange(len(labelled)), finetune.holdout, config.seed)
     held_pool, trained_pool = split_off(readable, finetune.holdout, config.seed)
-    images = training_images(unit.images, [(labelled, positives), (pool, trained_pool)])
+    images = training_images(unit, [(labelled, positives), (pool, trained_pool)])
     net, rng = make_pu_net(finetune, teacher), jax.random.key(config.seed)
     init = jax.jit(functools.partial(init_pu_net, net, teacher))
     weights = fit(
@@ -204,6 +204,7 @@ def _train_finetuned(job: Job, loss: PULoss, sample: np.ndarray) -> Trained:
         log=job.log,
         name="scorer",
     )
+    remove_training_images(unit)
 
     def predict(weights: Any, batch: jax.Array) -> dict[str, jax.Array]:
         return {"score": net.apply(weights, teacher.preprocessing.prepare(batch), train=False)}

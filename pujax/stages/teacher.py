@@ -14,7 +14,7 @@ from pujax.config import Config, with_options
 from pujax.data.batches import index_batches
 from pujax.data.class_names import given_class_names
 from pujax.data.embedded import weights_file
-from pujax.data.reading import read_or_fail, spread, training_images
+from pujax.data.reading import read_or_fail, remove_training_images, spread, training_images
 from pujax.data.sources import ImageSource
 from pujax.data.transforms import augment
 from pujax.errors import UserError
@@ -149,7 +149,7 @@ def _untrained(config: Config, *, class_names: tuple[str, ...] | None) -> Networ
 
 def _train(job: Job) -> Network:
     config, source, unit = job.config, job.sources["full"], job.workdir.unit("teacher")
-    images = training_images(unit.images, [(source, np.arange(len(source)))])
+    images = training_images(unit, [(source, np.arange(len(source)))])
     rng = jax.random.key(config.seed)
     teacher = init_network(_untrained(config, class_names=source.class_names), jax.random.fold_in(rng, 0))
     variables = fit(
@@ -167,6 +167,7 @@ def _train(job: Job) -> Network:
         log=job.log,
         name="teacher",
     )
+    remove_training_images(unit)
     return teacher.with_variables(variables)
 
 

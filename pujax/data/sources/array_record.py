@@ -16,6 +16,7 @@ import pyarrow as pa
 from pujax.config import SourceConfig
 from pujax.data import storage
 from pujax.data.decode import ImageSpec
+from pujax.data.records import DAMAGE, open_records
 from pujax.data.sources.encoded import EncodedSource, whole
 from pujax.data.sources.labels import to_labels
 from pujax.data.sources.naming import digest
@@ -23,7 +24,6 @@ from pujax.data.sources.rows import InRows, rows_of
 from pujax.errors import UserError
 
 SUFFIX = r"\.array_?record(-[\d*?]+-of-[\d*?]+|\*)?"
-_RANDOM = "readahead_buffer_size:0,max_parallelism:0"
 _IMAGES, _LABELS = ("image/encoded", "image"), ("image/class/label", "label", "image/class/text")
 _BATCH = 1024  # records read at a time for their labels
 _OPEN = 16  # files
@@ -69,24 +69,18 @@ def open_array_record(config: SourceConfig, spec: ImageSpec, labelled: bool) -> 
     return whole(files, spec, labels, classes)
 
 
-def _open(path: str) -> Any:
-    from array_record.python.array_record_module import ArrayRecordReader  # Grain brings it
-
-    return ArrayRecordReader(path, _RANDOM)
-
-
 @functools.lru_cache(maxsize=_OPEN)
 def _reader(path: str) -> tuple[Any, threading.Lock]:
-    return _open(path), threading.Lock()
+    return open_records(path), threading.Lock()
 
 
 def _count(path: str) -> int:
     try:
-        reader = _open(path)
+        reader = open_records(path)
         count = reader.num_records()
         reader.close()
         return count
-    except (ValueError, RuntimeError, IndexError) as error:
+    except DAMAGE as error:
         raise UserError(f"{path} is damaged, or no ArrayRecord file: {_line(error)}; bring it again") from error
 
 
@@ -95,7 +89,7 @@ def _read(path: str, rows: list[int]) -> list[bytes]:
     with lock:
         try:
             return reader.read(rows)
-        except (ValueError, RuntimeError, IndexError) as error:
+        except DAMAGE as error:
             raise UserError(f"{path} is damaged near record {rows[0]}: {_line(error)}; bring it again") from error
 
 
