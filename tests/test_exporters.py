@@ -17,6 +17,7 @@ from pujax.data.embedded import embedded_path, load_embedded
 from pujax.errors import UserError
 from pujax.exporters.checked import Sample, export
 from pujax.exporters.formats import FORMATS
+from pujax.exporters.litert import export_litert
 from pujax.exporters.onnx import export_onnx
 from pujax.exporters.onnx_graph import trace
 from pujax.exporters.parity import Limits, compare, replay
@@ -82,13 +83,28 @@ def test_a_litert_file_gives_the_logits(lenet, test_set, tmp_path, name, preproc
     calibration = fit_arrays(load_embedded("labelled")["images"], lenet.preprocessing.spec)
     block = export(form, lenet, path, preprocessing=preprocessing, sample=Sample(*test_set), calibration=calibration)
     assert block["top1_agreement"] >= 0.99 and block["accuracy"] == pytest.approx(0.93, abs=0.02)
-    assert block["relative_diff"] < {"litert": 1e-5, "litert_float16": 1e-3, "litert_int8": 0.15}[name]
+    assert block["relative_diff"] < {"litert": 1e-5, "litert_float16": 1e-3, "litert_int8": 0.25}[name]
     assert block["bytes"] < {"litert": 260_000, "litert_float16": 135_000, "litert_int8": 80_000}[name]
     interpreter = Interpreter(str(path))
     kinds = {tensor["dtype"].__name__ for tensor in interpreter.get_tensor_details()}
     assert name != "litert_int8" or "float32" not in kinds
     if name == "litert_int8" and preprocessing:
         assert interpreter.get_input_details()[0]["quantization"] == (1.0, -128)  # of pixel - 128
+
+
+@LITERT
+def test_int8_steps_between_are_those_of_ordinary_images(lenet, test_set, tmp_path):
+    from ai_edge_litert.interpreter import Interpreter
+
+    images, steps = test_set[0], []
+    faint = images[:100] // 8
+    for calibration in (faint, np.concatenate([faint, images[100:104]])):  # few reach eight times as far
+        export_litert(lenet, tmp_path / "a.tflite", precision="int8", images=calibration)
+        tensors = Interpreter(str(tmp_path / "a.tflite")).get_tensor_details()
+        steps.append({tensor["name"]: tensor["quantization"][0] for tensor in tensors})
+    wider = {name: steps[1][name] / step for name, step in steps[0].items() if step}
+    logits = wider.pop(next(name for name in wider if "logits" in name))
+    assert len(wider) > 5 and max(wider.values()) < 1.25 and logits > 1.4
 
 
 def from_torch(reference, model, size=64):

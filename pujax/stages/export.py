@@ -21,7 +21,7 @@ from pujax.quantization import int8_forward
 from pujax.sharding import barrier, is_main_process
 from pujax.student import chosen_parts, train_student
 
-RESULTS_VERSION = 2
+RESULTS_VERSION = 3
 
 
 def run(job: Job, *, found: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Any]:
