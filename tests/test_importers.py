@@ -61,6 +61,18 @@ def test_safetensors_are_read_as_pytorch_reads_them(tmp_path):
     check_equal(read_state_dict(tmp_path / "a.safetensors"), state)
 
 
+@pytest.mark.parametrize("first", [b"\x80", b"<"], ids=["pickle", "web_page"])
+def test_safetensors_may_begin_as_other_formats_do(first, tmp_path):
+    path, state = tmp_path / "a.bin", {"weight": torch.arange(6.0)}
+    save_file(state, path)
+    content = path.read_bytes()
+    stop = 8 + int.from_bytes(content[:8], "little")
+    header = content[8:stop] + b" " * ((first[0] - stop + 8) % 256)  # the file begins with the header's length
+    path.write_bytes(len(header).to_bytes(8, "little") + header + content[stop:])
+    assert path.read_bytes().startswith(first)
+    check_equal(read_state_dict(path), state)
+
+
 @pytest.mark.parametrize("options", FORMATS)
 def test_a_checkpoint_is_unwrapped_whatever_lies_beside_the_weights(options, tmp_path):
     state = torch.nn.Linear(2, 3).state_dict()

@@ -60,6 +60,8 @@ def read_state_dict(path: epath.Path, *, ema: bool = False) -> dict[str, np.ndar
 
 def _reader(path: epath.Path, head: bytes) -> Callable[[epath.Path, bool], dict[str, np.ndarray]]:
     """Return what reads a file that begins with `head`."""
+    if head[8:9] == b"{":  # first, for the length before it may begin like any other format
+        return _read_safetensors
     if head.startswith(b"PK\x03\x04"):
         return _read_zip
     if head.startswith(b"\x80"):
@@ -68,7 +70,7 @@ def _reader(path: epath.Path, head: bytes) -> Callable[[epath.Path, bool], dict[
         raise UserError(f"{path} is a web page, not weights; fetch it again from the address of the file itself")
     if head.startswith(b"version https://git-lfs"):
         raise UserError(f"{path} is a pointer to a file in Git LFS; fetch the file itself with 'git lfs pull'")
-    if head[8:9] == b"{" or path.suffix == ".safetensors":
+    if path.suffix == ".safetensors":
         return _read_safetensors
     raise UserError(f"{path} is neither safetensors nor a file of torch.save; {_REMEDY}")
 
