@@ -5,7 +5,10 @@ JAX's coordination service, which the first process serves, and looks at the oth
 """
 
 import contextlib
+import ctypes
+import faulthandler
 import os
+import signal
 import socket
 import sys
 import threading
@@ -89,6 +92,23 @@ def _initialize(timeout: float, *where: Any) -> None:
         raise HostLost(f"not all hosts came within {timeout:.0f} s: {error}") from error
 
 
+def _end(lost: HostLost) -> None:
+    print(f"pujax: {lost}; the same command on all hosts continues the run", file=sys.stderr, flush=True)
+    os._exit(lost.status)  # the main thread may be inside a collective that never ends
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _aborting(_: int) -> None:
+    """Say who is gone where JAX aborts this process, as it does, in C++, once the first one no longer answers."""
+    host, _, port = distributed.global_state.coordinator_address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
+    except OSError:
+        _end(HostLost(f"process 0, on {host}, is gone"))
+    faulthandler.enable()  # it is there: what was meant to happen
+    os.abort()
+
+
 class Watch:
     """Threads that end this process, with a line that names the other, when another one is lost or has failed."""
 
@@ -100,6 +120,7 @@ class Watch:
         self._coordinator = distributed.global_state.coordinator_address.rsplit(":", 1)[0]
         self._store.key_value_set(f"{_HOST}{self._index}", socket.gethostname(), allow_overwrite=True)
         self._answered = time.monotonic()
+        ctypes.CDLL(None).signal(signal.SIGABRT, _aborting)  # Python's own handlers do not run in an abort
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._watch, self._guard)]
         for thread in self._threads:
             thread.start()
@@ -158,7 +179,5 @@ class Watch:
                 )
 
     def _end(self, lost: HostLost) -> None:
-        if self._ended.is_set():
-            return
-        print(f"pujax: {lost}; the same command on all hosts continues the run", file=sys.stderr, flush=True)
-        os._exit(lost.status)  # the main thread may be inside a collective that never ends
+        if not self._ended.is_set():
+            _end(lost)

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from pujax.data.transforms import normalize
 from pujax.networks import Network, Preprocessing
@@ -90,6 +89,8 @@ def _best_order(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> 
 
     The order for one half of the images is that of the other half, so that none is right by being fitted.
     """
+    from scipy.optimize import linear_sum_assignment  # half a second that the other commands need not wait
+
     out = predicted.copy()
     half = np.arange(len(labels)) % 2
     for part in (0, 1):

@@ -174,20 +174,22 @@ def test_two_hosts_and_a_bucket_share_no_disk_and_new_machines_go_on(tmp_path, s
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_what_happens_to_one_of_two_hosts_ends_both_and_nothing_is_lost(of_two, tmp_path, how):
+@pytest.mark.parametrize(("which", "how"), [(1, signal.SIGTERM), (1, signal.SIGKILL), (0, signal.SIGKILL)])
+def test_what_happens_to_one_of_two_hosts_ends_both_and_nothing_is_lost(of_two, tmp_path, which, how):
     port = free_port()
     jobs = [start(tmp_path, "--host_timeout=10", steps=400, rank=i, count=2, port=port) for i in (0, 1)]
     wait_for_training(tmp_path, jobs[0])
-    jobs[1].send_signal(how)
+    jobs[which].send_signal(how)
     began = time.monotonic()
     errors = [job.communicate(timeout=120)[1] for job in jobs]
     assert time.monotonic() - began < 60
-    assert jobs[0].returncode == 75, errors
+    assert jobs[1 - which].returncode == 75, errors
     if how == signal.SIGTERM:
-        assert jobs[1].returncode == 75
+        assert jobs[which].returncode == 75
         steps = [re.search(r"stopped by SIGTERM at step (\d+) of distill", text)[1] for text in errors]
         assert steps[0] == steps[1]
+    elif which == 0:
+        assert "pujax: process 0, on localhost, is gone; the same command on all hosts continues" in errors[1]
     else:
         assert re.search(r"process 1 of 2, on host \S+, has given no sign of life for 10 s", errors[0])
     port = free_port()
