@@ -28,6 +28,7 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "Folder for all results; default r
 _STAGES = flags.DEFINE_list("stages", list(pipeline.STAGES), "Stages to run, of " + ", ".join(pipeline.STAGES) + ".")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Check everything that can be checked without training; print the plan.")
 
+_OF_THE_NETWORK = re.compile(r"gloo|nccl|coordination service", re.IGNORECASE)  # it may come as any error
 _HOST_TIMEOUT = flags.DEFINE_integer(
     "host_timeout", 300, "Seconds after which another host that does not come, or answers no more, is an error.",
     lower_bound=5,
@@ -90,7 +91,7 @@ def _end_with(watch: hosts.Watch, error: BaseException, workdir: Workdir) -> Non
 
     An error of the network may be another's death, which the watch will notice: it is given the time.
     """
-    if isinstance(error, jax.errors.JaxRuntimeError):
+    if isinstance(error, jax.errors.JaxRuntimeError) or _OF_THE_NETWORK.search(str(error)):
         time.sleep(_HOST_TIMEOUT.value + 2 * hosts.LONGEST_BEAT)
     status, text = _status(error)
     print(f"pujax: {text}" if text else traceback.format_exc(), file=sys.stderr, flush=True)
