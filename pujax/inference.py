@@ -156,7 +156,7 @@ def accuracy(network: Network, test: ImageSource, *, mesh: Mesh, batch_size: int
     def read(rows: np.ndarray) -> np.ndarray:
         return read_or_fail(test, rows, "data.test")
 
-    variables = replicate(mesh, network.variables)
+    variables = replicate(mesh, network.folded)
     predicted = map_images(predict, variables, read, len(test), batch_size=batch_size, mesh=mesh)
     right = predicted["label"] == test.labels
     by_class = [right[test.labels == k].mean() for k in np.unique(test.labels)]

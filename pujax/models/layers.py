@@ -293,8 +293,13 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Normalise [..., C]; with `train` by the batch's statistics, which also move the running ones."""
+        """Normalise [..., C]; with `train` by the batch's statistics, which also move the running ones.
+
+        Where `folding` has left no more of it than a bias, only that is added.
+        """
         x, features = x.astype(self.dtype), x.shape[-1:]
+        if not train and self.has_variable("params", "bias") and not self.has_variable("params", "scale"):
+            return x + _per_channel(self.get_variable("params", "bias"), x).astype(self.dtype)
         scale = self.param("scale", nn.initializers.ones, features)
         bias = self.param("bias", nn.initializers.zeros, features)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, features)
