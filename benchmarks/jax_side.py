@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from pujax.config import DistillConfig
+from pujax.folding import fold_batch_norms
 from pujax.kd_losses import kl_from_logits, robust_kd_paper
 from pujax.metrics import flops_per_image
 from pujax.models import PUScorer, create_classifier
@@ -38,7 +39,8 @@ class JaxSide:
         config = DistillConfig(learning_rate=learning_rate, schedule="constant", weight_decay=5e-4)
         mesh, tx = make_mesh(jax.devices()[:1]), make_optimizer(config)
         self.images, labels = jnp.asarray(batch["images"]), jnp.asarray(batch["labels"])
-        frozen = replicate(mesh, {**variables, "class_weights": batch["class_weights"]})
+        folded = fold_batch_norms(teacher, variables["teacher"], batch["images"].shape[1:])
+        frozen = replicate(mesh, {**variables, "teacher": folded, "class_weights": batch["class_weights"]})
         rows = {"index": jnp.zeros(len(labels), jnp.int32), "image": self.images, "label": labels}
         if case == "scoring":
 

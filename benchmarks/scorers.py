@@ -80,7 +80,7 @@ def outputs(config: Config, part: str, seen: dict[str, Arrays]) -> Arrays:
 
         read = functools.partial(read_or_fail, source, what="images")
         batches = {"batch_size": config.run.inference_batch_size, "mesh": mesh}
-        seen[source.fingerprint] = map_images(fn, replicate(mesh, teacher.variables), read, len(source), **batches)
+        seen[source.fingerprint] = map_images(fn, replicate(mesh, teacher.folded), read, len(source), **batches)
     known = {"labels": source.labels, "truth": source.truth, "last_stage": last_stage_columns(config)}
     return seen[source.fingerprint] | known
 

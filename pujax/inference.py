@@ -14,7 +14,7 @@ from pujax.data.reading import read_or_fail
 from pujax.data.sources import ImageSource
 from pujax.networks import Network
 from pujax.progress import Progress
-from pujax.sharding import replicate, shard_batch
+from pujax.sharding import replicate, shard_batch, traced_on
 
 
 def resolve_dtype(name: str) -> jnp.dtype:
@@ -31,6 +31,7 @@ CompiledMap = Callable[[Any, jax.Array, Any], tuple[jax.Array, dict[str, jax.Arr
 def compile_map(fn: MapFn, mesh: Mesh) -> CompiledMap:
     """Return `fn` for `map_compiled`: with the rows that a batch is of beside it, and outputs on every device."""
 
+    @traced_on(mesh)
     def run(arguments: Any, rows: jax.Array, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
         return rows, fn(arguments, batch)
 
@@ -155,7 +156,7 @@ def accuracy(network: Network, test: ImageSource, *, mesh: Mesh, batch_size: int
     def read(rows: np.ndarray) -> np.ndarray:
         return read_or_fail(test, rows, "data.test")
 
-    variables = replicate(mesh, network.variables)
+    variables = replicate(mesh, network.folded)
     predicted = map_images(predict, variables, read, len(test), batch_size=batch_size, mesh=mesh)
     right = predicted["label"] == test.labels
     by_class = [right[test.labels == k].mean() for k in np.unique(test.labels)]

@@ -222,7 +222,7 @@ def open_network(path: epath.Path, network: str, compute_dtype: str) -> Network:
 
 def as_model(network: Network, where: str, mesh: Mesh) -> Model:
     """Return a network as it is run by JAX, split over the devices of a mesh."""
-    variables = replicate(mesh, network.variables)
+    variables = replicate(mesh, network.folded)
 
     def predict(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
         return {"logits": network.logits(variables, images)}

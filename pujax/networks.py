@@ -17,6 +17,7 @@ from pujax.config import DataConfig
 from pujax.data.decode import ImageSpec
 from pujax.data.transforms import normalize
 from pujax.errors import UserError
+from pujax.folding import fold_batch_norms
 from pujax.models import create_classifier
 from pujax.models.exported import EXPORTED, ExportedClassifier, Graph
 from pujax.weights import load_bytes, load_metadata, load_weights, save_weights
@@ -70,13 +71,22 @@ class Network:
             return ExportedClassifier(self.graph)
         return create_classifier(self.model, self.num_classes, dtype=self.dtype)
 
+    @functools.cached_property
+    def folded(self) -> Any:
+        """Its variables without BatchNorm, for whoever computes with the frozen network; see `fold_batch_norms`.
+
+        A graph's operations are fixed, and its variables are these as they are.
+        """
+        shape = self.preprocessing.image_shape
+        return self.variables if self.graph else fold_batch_norms(self.module, self.variables, shape)
+
     def with_variables(self, variables: Any) -> "Network":
         """Return the same network with other weights."""
         return dataclasses.replace(self, variables=variables)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Return logits float32 [B, K] of uint8 images [B, H, W, C]; compiled once for every batch size."""
-        return np.asarray(self._compiled(self.variables, images))
+        return np.asarray(self._compiled(self.folded, images))
 
     @functools.cached_property
     def _compiled(self) -> Callable[..., jax.Array]:

@@ -3,10 +3,8 @@
 import dataclasses
 import math
 import time
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -20,7 +18,7 @@ from pujax.networks import Network, init_network
 from pujax.optim import make_optimizer
 from pujax.pu.scorer import passes_per_image
 from pujax.report.quantities import size
-from pujax.sharding import is_main_process, replicate, shard_batch
+from pujax.sharding import is_main_process, replicate, shard_batch, traced_on
 from pujax.stages.teacher import abstract_teacher
 from pujax.student import abstract_student, frozen_arrays, make_distill_loss
 from pujax.teacher_check import check_teacher
@@ -161,7 +159,7 @@ def step_cost(config: Config, teacher: Network, student: Network, mesh: Mesh) ->
     arrays = frozen_arrays(
         distill,
         class_weights=np.ones((weights, teacher.num_classes), np.float32),
-        teacher_variables=_zeros(teacher.variables),
+        teacher_variables=_zeros(teacher).folded,
         teacher_logits=np.zeros((batch, distill.cached_views, teacher.num_classes), np.float32),
     )
     frozen, key = replicate(mesh, arrays), replicate(mesh, jax.random.key(0))
@@ -179,17 +177,17 @@ def step_cost(config: Config, teacher: Network, student: Network, mesh: Mesh) ->
 def _forward_rate(config: Config, teacher: Network, mesh: Mesh) -> float:
     """Return images per second of the teacher's forward pass over all devices, for a batch of black images."""
     batch = max(min(config.run.inference_batch_size, 64 * mesh.size) // mesh.size, 1) * mesh.size
-    variables = replicate(mesh, _zeros(teacher.variables))
+    variables = replicate(mesh, _zeros(teacher).folded)
     images = np.zeros((batch // jax.process_count(), *teacher.preprocessing.image_shape), np.uint8)
-    forward, batches = jax.jit(teacher.logits), shard_batch(mesh, images)
+    forward, batches = jax.jit(traced_on(mesh)(teacher.logits)), shard_batch(mesh, images)
     jax.block_until_ready(forward(variables, batches))
     started = time.perf_counter()
     jax.block_until_ready(forward(variables, batches))
     return batch / (time.perf_counter() - started)
 
 
-def _zeros(tree: Any) -> Any:
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
+def _zeros(network: Network) -> Network:
+    return network.with_variables(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), network.variables))
 
 
 def _duration(seconds: float) -> str:

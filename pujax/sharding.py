@@ -1,5 +1,6 @@
 """Devices: one mesh axis, "data", over all devices of all processes; batches are split over it, state is copied."""
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pujax.errors import UserError
+from pujax.models.layers import traced_for
 
 
 def configure_backend() -> None:
@@ -35,6 +37,16 @@ def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
     devices = jax.devices() if devices is None else devices
     ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
     return Mesh(np.array(ordered), ("data",), axis_types=(AxisType.Auto,))
+
+
+def platform_of(mesh: Mesh) -> str:
+    """Return what the devices of a mesh are: "cpu", "gpu", "tpu"; a mesh may be of devices that are not there."""
+    return mesh.devices.flat[0].platform
+
+
+def traced_on(mesh: Mesh) -> contextlib.AbstractContextManager[None]:
+    """Trace networks in the forms that are fast on the devices of a mesh; also a decorator."""
+    return traced_for(platform_of(mesh))
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:

@@ -230,7 +230,7 @@ def _frozen(
     batch_size: int,
 ) -> Any:
     """Compute and return `frozen_arrays` for some training images."""
-    on_mesh = teacher.with_variables(replicate(mesh, teacher.variables))
+    on_mesh = teacher.with_variables(replicate(mesh, teacher.folded))
     forward = {"mesh": mesh, "batch_size": batch_size}
     weights = class_weight_set(distill, on_mesh, images, seed=seed, **forward)
     logits = (

@@ -78,7 +78,7 @@ def _compile(teacher: Network, images: np.ndarray) -> Callable[..., np.ndarray]:
 
     def predict(mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
         constants = [np.broadcast_to(np.float32(values), images.shape[-1]) for values in (mean, std)]
-        found = [np.asarray(classes(teacher.variables, pixels, *constants)) for pixels in batches]
+        found = [np.asarray(classes(teacher.folded, pixels, *constants)) for pixels in batches]
         return np.concatenate(found)[: len(images)]
 
     return predict

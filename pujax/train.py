@@ -27,7 +27,7 @@ from pujax.optim import make_optimizer
 from pujax.preemption import Preempted, StopVote, deferred
 from pujax.profiling import Tracer
 from pujax.progress import Progress
-from pujax.sharding import check_divisible, is_main_process, replicate, shard_batch
+from pujax.sharding import check_divisible, is_main_process, platform_of, replicate, shard_batch, traced_on
 
 LossFn = Callable[[Any, Any, Any, dict[str, jax.Array], jax.Array], tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]]
 _CALLS_IN_FLIGHT = 2  # the next chunk is read and sent while they run; a CPU mesh deadlocks with unboundedly many
@@ -68,6 +68,7 @@ def make_train_step(loss_fn: LossFn, tx: optax.GradientTransformation, mesh: Mes
     """
     batch_sharding = NamedSharding(mesh, P("data"))
 
+    @traced_on(mesh)
     def step(frozen: Any, data: Any, rng: jax.Array, state: TrainState, rows: Any) -> tuple[TrainState, Any]:
         batch = {name: jnp.take(array, rows["index"], axis=0) for name, array in data.items()} | rows
         batch = jax.lax.with_sharding_constraint(batch, batch_sharding)
@@ -89,7 +90,7 @@ def make_train_steps(loss_fn: LossFn, tx: optax.GradientTransformation, mesh: Me
         [k, batch, ...] arrays and metrics of [k]. `state` is donated.
     """
     one_step = make_train_step(loss_fn, tx, mesh)
-    if jax.default_backend() == "cpu":  # inside a loop XLA:CPU runs convolutions four times slower: loop out here
+    if platform_of(mesh) == "cpu":  # inside a loop XLA:CPU runs convolutions four times slower: loop out here
 
         @functools.partial(jax.jit, donate_argnums=0)
         def step_of_chunk(state: TrainState, frozen: Any, data: Any, chunk: Any, rng: jax.Array, at: Any) -> Any:

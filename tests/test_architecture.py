@@ -13,7 +13,7 @@ LAYERS = (
     {"errors"},
     {"config", "artifacts", "progress", "models", "kd_losses"},
     {"weights", "checkpoint", "score_table", "selection", "sharding", "optim", "metrics", "measures", "corruptions",
-      "parity", "command_line"},
+      "parity", "folding", "command_line"},
     {"presence", "lock", "shard_sharing", "preemption", "hosts", "goodput", "profiling"},
     {"data"},
     {"networks", "train"},

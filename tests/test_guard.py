@@ -45,7 +45,7 @@ def test_dispatches_of_a_chunk_of_three_steps(monkeypatch, backend, calls):
         return lambda *arguments: dispatched.append(1) or compiled(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(jax, "default_backend", lambda: backend)
+        patch.setattr("pujax.train.platform_of", lambda mesh: backend)
         patch.setattr(jax, "jit", counted)
         steps = make_train_steps(loss_fn, tx, mesh)
     state = jax.tree.map(jnp.copy, replicate(mesh, init_state(variables, tx)))

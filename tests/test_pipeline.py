@@ -427,7 +427,7 @@ def test_inputs_that_changed_are_refused_by_name(tmp_path):
 def test_results_of_another_version_of_a_stage_are_refused(tmp_path, monkeypatch):
     in_process(tmp_path, lambda config: None)
     monkeypatch.setitem(pipeline._VERSIONS, "score", 99)
-    with pytest.raises(UserError, match="made with results version of score=1, this run has 99"):
+    with pytest.raises(UserError, match="made with results version of score=2, this run has 99"):
         in_process(tmp_path, lambda config: None)
 
 

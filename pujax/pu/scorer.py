@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from pujax.config import FinetunedScorerConfig, FrozenScorerConfig, ScorerConfig
 from pujax.data.styles import STYLES, restyle
+from pujax.folding import fold_batch_norms
 from pujax.inference import map_images
 from pujax.networks import Network
 from pujax.progress import Progress
@@ -86,7 +87,9 @@ def make_score_fn(config: ScorerConfig, teacher: Network, path: epath.Path) -> t
             "teacher_confidence": jnp.max(jax.nn.softmax(logits), axis=-1),
         }
 
-    return fn, (teacher.variables, weights)
+    if config.mode == "finetune":
+        weights = fold_batch_norms(make_pu_net(config.finetune, teacher), weights, teacher.preprocessing.image_shape)
+    return fn, (teacher.folded, weights)
 
 
 def _template(config: ScorerConfig, frozen: FrozenScorerConfig, teacher: Network) -> Any:
@@ -159,7 +162,7 @@ def extract_inputs(
         return frozen_inputs(config, teacher, variables, images)[1]
 
     progress = Progress(name, num_images, "image", enabled=bool(name) and is_main_process())
-    variables = replicate(mesh, teacher.variables)
+    variables = replicate(mesh, teacher.folded)
     result = map_images(fn, variables, read, num_images, batch_size=batch_size, mesh=mesh, progress=progress)
     progress.close()
     return result
@@ -201,6 +204,6 @@ def extract_in_styles(
         images = restyle(jax.random.key(seed), batch["image"], batch["index"], batch["style"])
         return frozen_inputs(config, teacher, variables, images)[1]
 
-    variables, count = replicate(mesh, teacher.variables), num_images * views
+    variables, count = replicate(mesh, teacher.folded), num_images * views
     seen = map_images(fn, variables, read_views, count, batch_size=batch_size, mesh=mesh)
     return {name: np.moveaxis(x.reshape(num_images, views, *x.shape[1:]), 1, 0) for name, x in seen.items()}

@@ -11,7 +11,7 @@ from pujax.metrics import precision_and_recall
 from pujax.selection import select
 from pujax.student import Parts, make_student
 
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 
 
 def run(job: Job, name: str, *, budget: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 from pujax.job import Job
 from pujax.student import chosen_parts, make_student
 
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 
 
 def run(job: Job) -> dict[str, Any]:

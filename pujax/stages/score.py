@@ -23,7 +23,7 @@ from pujax.score_table import ScoreTable
 from pujax.shard_sharing import share_shards
 from pujax.sharding import barrier, is_main_process, make_mesh, replicate
 
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 
 
 def run(job: Job) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from pujax.data.sources import ImageSource
 from pujax.data.transforms import augment
 from pujax.data.unreadable import check_share, write_reasons
 from pujax.errors import UserError
+from pujax.folding import fold_batch_norms
 from pujax.inference import map_images
 from pujax.job import Job
 from pujax.metrics import auc
@@ -34,7 +35,7 @@ from pujax.sharding import is_main_process, replicate
 from pujax.train import LossFn, fit
 from pujax.weights import save_weights
 
-RESULTS_VERSION = 2
+RESULTS_VERSION = 3
 
 
 class HeldOut(NamedTuple):
@@ -206,6 +207,8 @@ def _train_finetuned(job: Job, loss: PULoss, sample: np.ndarray) -> Trained:
     )
     remove_training_images(unit)
 
+    folded = fold_batch_norms(net, weights, teacher.preprocessing.image_shape)
+
     def predict(weights: Any, batch: jax.Array) -> dict[str, jax.Array]:
         return {"score": net.apply(weights, teacher.preprocessing.prepare(batch), train=False)}
 
@@ -213,7 +216,7 @@ def _train_finetuned(job: Job, loss: PULoss, sample: np.ndarray) -> Trained:
         def read(rows: np.ndarray) -> np.ndarray:
             return read_or_fail(source, indices[rows], what)
 
-        on_mesh, batch_size = replicate(job.mesh, weights), config.run.inference_batch_size
+        on_mesh, batch_size = replicate(job.mesh, folded), config.run.inference_batch_size
         return map_images(predict, on_mesh, read, len(indices), batch_size=batch_size, mesh=job.mesh)["score"]
 
     positive = score(labelled, held_positives, "data.labelled")[None]
