@@ -1,4 +1,4 @@
-"""What a program costs a device, and the least time that this takes by what the device's maker says of it."""
+"""What a program costs a device, and the time that this takes by what the device's maker says of it: the roofline."""
 
 import re
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class Cost:
     """What one call of a compiled program takes on every device; None is not known."""
 
     flops: float
-    accessed: float | None = None  # bytes that pass between the memory and the device, as XLA reckons
+    accessed: float | None = None  # bytes that the operations read and write, as XLA counts them: see `memory_seconds`
     arguments: int | None = None  # bytes of memory
     temporaries: int | None = None  # likewise, while it runs
     all_reduces: int | None = None
@@ -71,12 +71,16 @@ def compute_seconds(cost: Cost, device: Device) -> float:
 
 
 def memory_seconds(cost: Cost, device: Device) -> float:
-    """Return the seconds of the bytes that are accessed at the memory's bandwidth; 0 where they are not known."""
+    """Return the seconds of the bytes that are accessed at the memory's bandwidth; 0 where they are not known.
+
+    Note: XLA counts what every operation reads and writes, also where the compiler has put that into the fast memory on
+    the chip, and the copies there besides. So this is more than the memory itself can take.
+    """
     return (cost.accessed or 0.0) / device.bandwidth
 
 
-def least_seconds(cost: Cost, device: Device) -> float:
-    """Return the roofline time: what the scarcer of the two, operations or memory, takes.
+def roofline_seconds(cost: Cost, device: Device) -> float:
+    """Return the time of the scarcer of the two, operations or memory.
 
     Note: neither the devices' talk with one another nor the host's part is in it.
     """

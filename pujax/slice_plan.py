@@ -21,7 +21,7 @@ from pujax.networks import Network
 from pujax.programs import Program
 from pujax.pu.scorer import abstract_weights, passes_per_image, styled_views
 from pujax.report.quantities import duration
-from pujax.roofline import Cost, bound, compute_seconds, cost_of, least_seconds, memory_seconds
+from pujax.roofline import Cost, bound, compute_seconds, cost_of, memory_seconds, roofline_seconds
 from pujax.sharding import check_splits
 from pujax.stages.teacher import abstract_teacher
 from pujax.student import abstract_student
@@ -60,13 +60,13 @@ def describe_slice(job: Job, topology: Topology, stages: tuple[str, ...]) -> lis
         cost = _cost(part, topology)
         if isinstance(cost, Cost):
             lines.append(describe_part(part, cost, topology))
-            call_seconds[name] = least_seconds(cost, topology.device)
+            call_seconds[name] = roofline_seconds(cost, topology.device)
         else:
             lines.append(f"  {part.what}: does not fit, {cost}")
     rate = topology.hosts * parts["score"].images / call_seconds["score"] if "score" in call_seconds else None
     times = stage_seconds(job, stages, call_seconds, rate)
     told = ", ".join(f"{name} {duration(seconds)}" for name, seconds in times.items())
-    return [*lines, f"  every stage at least: {told}"] if times else lines
+    return [*lines, f"  so the stages take: {told}"] if times else lines
 
 
 def parts_of(job: Job, topology: Topology, stages: tuple[str, ...]) -> dict[str, Part]:
@@ -143,7 +143,7 @@ def describe_topology(topology: Topology) -> str:
 
 
 def describe_part(part: Part, cost: Cost, topology: Topology) -> str:
-    """Return the line of one program: what it takes of a device, and how fast it can be at most."""
+    """Return the line of one program: what it takes of a device, and how fast it is by the roofline."""
     device, unit = topology.device, topology.unit
     took = [f"{_scaled(cost.flops, 1e9)} GFLOP"]
     times = [f"compute {1000 * compute_seconds(cost, device):.3g} ms"]
@@ -151,11 +151,11 @@ def describe_part(part: Part, cost: Cost, topology: Topology) -> str:
         fits = "fits" if cost.memory <= device.memory else f"does not fit into {device.memory / 2**30:g} GiB"
         memory = f"{_scaled(cost.arguments, 2**20)} + {_scaled(cost.temporaries, 2**20)} MiB ({fits})"
         took = [memory, *took, f"{_scaled(cost.accessed, 1e9)} GB accessed", f"{cost.all_reduces} all-reduces"]
-        times.append(f"memory {1000 * memory_seconds(cost, device):.3g} ms, bound by {bound(cost, device)}")
-    rate = part.images / least_seconds(cost, device)
+        times.append(f"memory {1000 * memory_seconds(cost, device):.3g} ms: bound by {bound(cost, device)}")
+    rate = part.images / roofline_seconds(cost, device)
     return (
         f"  {part.what}, {part.images:,} images on {part.devices} {unit}s: a {unit} {', '.join(took)}; "
-        f"{', '.join(times)}, at most {rate:,.0f} images/s"
+        f"{', '.join(times)}, {rate:,.0f} images/s"
     )
 
 
@@ -167,7 +167,7 @@ def _scaled(value: float, one: float) -> str:
 def stage_seconds(
     job: Job, stages: tuple[str, ...], call_seconds: dict[str, float], rate: float | None
 ) -> dict[str, float]:
-    """Return the least seconds of every stage that is asked for and of which enough is known.
+    """Return the seconds, by the roofline, of every stage that is asked for and of which enough is known.
 
     Args:
         job: its options and the sizes of its sources.
