@@ -5,7 +5,6 @@ since JAX's compiler for them does not tell what a program costs: the networks' 
 """
 
 import dataclasses
-import re
 import sys
 from collections.abc import Callable
 from typing import NamedTuple
@@ -27,7 +26,7 @@ from pujax.stages.teacher import abstract_teacher
 from pujax.student import abstract_student
 from pujax.topology import Topology, outside_compile_cache
 
-_CUT = re.compile(r"Used [\d.]+\w? of [\d.]+\w? \w+")  # of the compiler's words where a program is too large
+_TOO_LARGE = "RESOURCE_EXHAUSTED: "  # the compiler's words for a program that the memory does not hold
 
 
 class Part(NamedTuple):
@@ -62,7 +61,7 @@ def describe_slice(job: Job, topology: Topology, stages: tuple[str, ...]) -> lis
             lines.append(describe_part(part, cost, topology))
             call_seconds[name] = roofline_seconds(cost, topology.device)
         else:
-            lines.append(f"  {part.what}: does not fit, {cost}")
+            lines.append(f"  {part.what}: does not fit: {cost}")
     rate = topology.hosts * parts["score"].images / call_seconds["score"] if "score" in call_seconds else None
     times = stage_seconds(job, stages, call_seconds, rate)
     told = ", ".join(f"{name} {duration(seconds)}" for name, seconds in times.items())
@@ -126,10 +125,9 @@ def _cost(part: Part, topology: Topology) -> Cost | str:
         with plain_convolutions(), outside_compile_cache():  # not in the form for the CPU that this runs on
             return cost_of(part.program().compile())
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not str(error).startswith(_TOO_LARGE):
             raise
-        found = _CUT.search(str(error))
-        return found[0].lower() if found else "by the compiler's words"
+        return str(error).removeprefix(_TOO_LARGE).splitlines()[0]  # more would list what takes how much
 
 
 def describe_topology(topology: Topology) -> str:
