@@ -14,6 +14,7 @@ from pathlib import Path
 
 from benchmarks.results_file import RESULTS, command_line, read
 from benchmarks.speed_tables import markdown
+from pujax.roofline import GPUS, TPUS
 
 # Floating-point operations of one forward pass, counted by pujax.metrics.flops_per_image; a training step has three.
 FLOPS = {"resnet34": 7.327522816e9, "resnet18": 3.628146688e9, "cifar_resnet34": 2.318804992e9}
@@ -21,7 +22,7 @@ REPORTED = {  # images/s of one H200, bfloat16
     "scoring": 179_481,  # cifar_resnet34 at 32x32
     "distillation": 12_044,  # resnet34 -> resnet18 at 224x224, the teacher in each step
 }
-PEAK_FLOPS = {"H200": 989e12, "v5e": 197e12}  # published, dense bfloat16
+PEAK_FLOPS = {"H200": GPUS["h200"].flops, "v5e": TPUS["v5e"].flops}  # published, dense bfloat16
 DECODERS = 64  # counted: decoding processes of one process, at most
 IMAGE_BYTES = 90_000  # of the JPEGs of 375x500 pixels whose decoding was measured
 REQUESTS_PER_GROUP = 3  # counted, for a row group of Parquet: the object's size, its footer, the column

@@ -22,11 +22,13 @@ from pujax.errors import UserError
 from pujax.hosts import HostLost
 from pujax.preemption import EXIT_STATUS, Preempted
 from pujax.sharding import barrier, configure_backend, is_main_process
+from pujax.topology import open_topology
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe: a Python file with get_config().", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder for all results; default runs/<name of the config file>.")
 _STAGES = flags.DEFINE_list("stages", list(pipeline.STAGES), "Stages to run, of " + ", ".join(pipeline.STAGES) + ".")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Check everything that can be checked without training; print the plan.")
+_TOPOLOGY = flags.DEFINE_string("topology", "", "With --dry_run: plan for these devices, as v5e:4x4 or h100:8.")
 
 _OF_THE_NETWORK = re.compile(r"gloo|nccl|coordination service", re.IGNORECASE)  # it may come as any error
 _HOST_TIMEOUT = flags.DEFINE_integer(
@@ -49,6 +51,7 @@ by SIGTERM, or another host was lost), 1 anything else.
   --workdir   folder for all results, local, gs:// or s3:// (default: runs/<name of the recipe>)
   --stages    stages to run (default: all): """ + ", ".join(pipeline.STAGES) + """
   --dry_run   check files, classes, shapes and memory without training, and print the plan
+  --topology  with --dry_run: what the job takes on a TPU slice, v5e:4x4, or on GPUs, h100:8, that are not here
   --host_timeout  seconds after which a host that does not come, or answers no more, is an error (default: 300)
 """  # fmt: skip
 
@@ -57,6 +60,8 @@ def main(argv: list[str]) -> None:
     """Run the job that the flags describe."""
     config, workdir, stages = _read_flags(argv)
     logging.set_verbosity(logging.ERROR)  # libraries warn of what pujax reports itself
+    if _TOPOLOGY.value:
+        jax.config.update("jax_platforms", "cpu")  # of what is here, nothing else is wanted
     configure_backend()
     watch = _join_hosts(workdir)
     preemption.listen()
@@ -76,7 +81,8 @@ def main(argv: list[str]) -> None:
 def _carry_out(config: Config, workdir: Workdir, stages: tuple[str, ...]) -> str:
     """Run the job, or describe it; return what to print."""
     if _DRY_RUN.value:
-        report = plan.describe(config, workdir, stages)
+        topology = open_topology(_TOPOLOGY.value) if _TOPOLOGY.value else None
+        report = plan.describe(config, workdir, stages, topology)
     else:
         verdict = pipeline.verdict(pipeline.run(config, workdir.root, stages))
         report = f"\n{verdict}summary: {workdir.summary}"
@@ -106,6 +112,8 @@ def _read_flags(argv: list[str]) -> tuple[Config, Workdir, tuple[str, ...]]:
         raise UserError(f"unexpected argument {argv[1]!r}; options start with --")
     if _CONFIG.value is None:
         raise UserError("no --config; try --config configs/quickstart.py, or --help")
+    if _TOPOLOGY.value and not _DRY_RUN.value:
+        raise UserError("--topology plans for devices that are not here; add --dry_run")
     path = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
     if not isinstance(_CONFIG.value, Config):
         raise UserError(f"{path}: get_config() must return a pujax.config.Config, not {type(_CONFIG.value).__name__}")

@@ -13,31 +13,41 @@ from pujax.artifacts import Workdir, write_atomic
 from pujax.config import Config
 from pujax.data.sources import ImageSource
 from pujax.data.survey import Survey, contact_sheet, survey
+from pujax.inference import resolve_dtype
 from pujax.job import Job
-from pujax.networks import Network, init_network
-from pujax.optim import make_optimizer
+from pujax.networks import Network
+from pujax.programs import distillation, with_zeros, zeros
 from pujax.pu.scorer import passes_per_image
 from pujax.report.quantities import size
 from pujax.sharding import is_main_process, replicate, shard_batch, traced_on
+from pujax.slice_plan import describe_slice, for_slice
 from pujax.stages.teacher import abstract_teacher
-from pujax.student import abstract_student, frozen_arrays, make_distill_loss
+from pujax.student import abstract_student
 from pujax.teacher_check import check_teacher
-from pujax.train import init_state, make_train_step
+from pujax.topology import Topology
 
 _SAMPLE, _ON_SHEET = 256, 48  # images of a source that are read, and that are shown
 
 
-def describe(config: Config, workdir: Workdir, stages: tuple[str, ...]) -> str:
+def describe(config: Config, workdir: Workdir, stages: tuple[str, ...], topology: Topology | None = None) -> str:
     """Return the plan of a run: devices, data, networks, memory, time, and which stages are still to do.
 
     A contact sheet of the images is left in the work directory, and nothing else.
 
+    Args:
+        config: the job's options.
+        workdir: its folder.
+        stages: those that are asked for.
+        topology: devices to plan for, which are not here; without them, those that are.
+
     Raises:
         UserError: whatever the run itself would refuse.
     """
+    config = for_slice(config) if topology else config
     with pipeline.opened(config, workdir, stages, dry=True) as (job, units):
         pipeline.check(job, units, stages)
-        lines = [f"devices: {job.mesh.size} x {jax.devices()[0].device_kind}, processes: {jax.process_count()}"]
+        here = "here" if topology else "devices"
+        lines = [f"{here}: {job.mesh.size} x {jax.devices()[0].device_kind}, processes: {jax.process_count()}"]
         surveys = {part: survey(source, _SAMPLE) for part, source in job.sources.items()}
         for part, source in job.sources.items():
             lines += _describe_source(part, source, surveys[part])
@@ -47,11 +57,13 @@ def describe(config: Config, workdir: Workdir, stages: tuple[str, ...]) -> str:
             )
             lines.append(f"a look at them: {workdir.contact_sheet}")
         lines += _describe_teacher(job)
+        if topology:
+            lines += describe_slice(job, topology, stages)
         if "pool" in job.sources:
-            lines.append(_describe_scoring(job, surveys["pool"]))
+            lines.append(_describe_scoring(job, surveys["pool"], timed=not topology))
         if {"select", "distill", "baselines"} & set(stages):
             lines.append(_describe_disk(job))
-        if {"distill", "baselines"} & set(stages):
+        if {"distill", "baselines"} & set(stages) and not topology:
             lines.append(_describe_distilling(job))
         for name, unit in units.items():
             state = "done" if unit.is_done() else "to do" if unit.stage in stages else "not asked for"
@@ -94,6 +106,7 @@ def _describe_teacher(job: Job) -> list[str]:
     rows = np.arange(0, len(source), -(-len(source) // 1024))
     images, reasons = source.read(rows)
     sound = reasons == ""
+    teacher = dataclasses.replace(teacher, dtype=resolve_dtype("auto"))  # this machine looks, whatever is planned for
     accuracy, doubts = check_teacher(teacher, images[sound], source.labels[rows[sound]])
     seen = dataclasses.asdict(teacher.preprocessing).items()
     lines = [f"teacher: {teacher.model}, " + ", ".join(f"{name} {value}" for name, value in seen)]
@@ -101,15 +114,16 @@ def _describe_teacher(job: Job) -> list[str]:
     return lines + [f"  but {doubt}" for doubt in doubts]
 
 
-def _describe_scoring(job: Job, pool: Survey) -> str:
-    """Return how long scoring takes, from a few forward passes and the images that were read."""
+def _describe_scoring(job: Job, pool: Survey, *, timed: bool) -> str:
+    """Return how long scoring takes, from the images that were read and, if it is `timed`, a few forward passes."""
+    shards = f"score: {len(job.score_table().shards)} shards; reading {pool.images_per_second:,.0f} images/s"
+    count = len(job.sources["pool"])
+    if not timed:
+        return f"{shards} on this machine, which for {count:,} images takes {_duration(count / pool.images_per_second)}"
     teacher = abstract_teacher(job.config, job.given_teacher)
     forward = _forward_rate(job.config, teacher, job.mesh) / passes_per_image(job.config.scorer)
-    rate, count = min(forward, pool.images_per_second), len(job.sources["pool"])
-    return (
-        f"score: {len(job.score_table().shards)} shards; reading {pool.images_per_second:,.0f} images/s, the teacher "
-        f"{forward:,.0f}: about {_duration(count / rate)}"
-    )
+    rate = min(forward, pool.images_per_second)
+    return f"{shards}, the teacher {forward:,.0f}: about {_duration(count / rate)}"
 
 
 def _describe_distilling(job: Job) -> str:
@@ -140,35 +154,16 @@ def _describe_disk(job: Job) -> str:
 def step_cost(config: Config, teacher: Network, student: Network, mesh: Mesh) -> tuple[float, float]:
     """Return (bytes that one distillation step takes on a device, 0 where the backend does not say; its seconds).
 
-    Weights are random and images black. Cached logits are counted for as many images as a batch has.
+    Weights and images are zero.
     """
-    distill, batch = config.distill, config.distill.batch_size
-    tx = make_optimizer(distill)
-    loss_fn = make_distill_loss(distill, student, teacher, seed=config.seed)
-    step = jax.jit(make_train_step(loss_fn, tx, mesh), donate_argnums=3)
-    state = init_state(replicate(mesh, init_network(student, jax.random.key(0)).variables), tx)
-    rows = shard_batch(
-        mesh,
-        {
-            "index": np.arange(batch // jax.process_count(), dtype=np.int32),
-            "image": np.zeros((batch // jax.process_count(), *teacher.preprocessing.image_shape), np.uint8),
-            "label": np.zeros(batch // jax.process_count(), np.int32),
-        },
-    )
-    weights = 1 + distill.num_perturbations if distill.robust == "paper" else 1
-    arrays = frozen_arrays(
-        distill,
-        class_weights=np.ones((weights, teacher.num_classes), np.float32),
-        teacher_variables=_zeros(teacher).folded,
-        teacher_logits=np.zeros((batch, distill.cached_views, teacher.num_classes), np.float32),
-    )
-    frozen, key = replicate(mesh, arrays), replicate(mesh, jax.random.key(0))
-    compiled = step.lower(frozen, {}, key, state, rows).compile()
+    program = distillation(config, teacher, student, mesh)
+    compiled = program.compile()
     memory = compiled.memory_analysis()
+    frozen, data, key, state, rows = zeros(program)
     seconds = []
     for _ in range(4):
         started = time.perf_counter()
-        state, metrics = compiled(frozen, {}, key, state, rows)
+        state, metrics = compiled(frozen, data, key, state, rows)
         jax.block_until_ready(metrics)
         seconds.append(time.perf_counter() - started)
     return (memory.temp_size_in_bytes + memory.argument_size_in_bytes if memory else 0.0), min(seconds)
@@ -177,17 +172,13 @@ def step_cost(config: Config, teacher: Network, student: Network, mesh: Mesh) ->
 def _forward_rate(config: Config, teacher: Network, mesh: Mesh) -> float:
     """Return images per second of the teacher's forward pass over all devices, for a batch of black images."""
     batch = max(min(config.run.inference_batch_size, 64 * mesh.size) // mesh.size, 1) * mesh.size
-    variables = replicate(mesh, _zeros(teacher).folded)
+    variables = replicate(mesh, with_zeros(teacher).folded)
     images = np.zeros((batch // jax.process_count(), *teacher.preprocessing.image_shape), np.uint8)
     forward, batches = jax.jit(traced_on(mesh)(teacher.logits)), shard_batch(mesh, images)
     jax.block_until_ready(forward(variables, batches))
     started = time.perf_counter()
     jax.block_until_ready(forward(variables, batches))
     return batch / (time.perf_counter() - started)
-
-
-def _zeros(network: Network) -> Network:
-    return network.with_variables(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), network.variables))
 
 
 def _duration(seconds: float) -> str:

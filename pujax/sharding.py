@@ -70,9 +70,14 @@ def _put(sharding: NamedSharding, x: Any) -> jax.Array:
 
 def check_divisible(batch_size: int, mesh: Mesh, field: str) -> None:
     """Raise UserError unless the global batch splits evenly over the devices."""
-    if batch_size % mesh.size:
+    check_splits(batch_size, mesh.size, field)
+
+
+def check_splits(batch_size: int, count: int, field: str) -> None:
+    """Raise UserError unless the global batch splits evenly over so many devices."""
+    if batch_size % count:
         raise UserError(
-            f"{field} is {batch_size}, which does not split over {mesh.size} devices; use a multiple of {mesh.size}"
+            f"{field} is {batch_size}, which does not split over {count} devices; use a multiple of {count}"
         )
 
 

@@ -13,7 +13,7 @@ LAYERS = (
     {"errors"},
     {"config", "artifacts", "progress", "models", "kd_losses"},
     {"weights", "checkpoint", "score_table", "selection", "sharding", "optim", "metrics", "measures", "corruptions",
-      "parity", "folding", "command_line"},
+      "parity", "folding", "command_line", "roofline", "topology"},
     {"presence", "lock", "shard_sharing", "preemption", "hosts", "goodput", "profiling"},
     {"data"},
     {"networks", "train"},
@@ -21,7 +21,7 @@ LAYERS = (
     {"student", "pu", "near_duplicates", "teacher_check", "model_card", "report", "job", "loaded"},
     {"stages", "evaluation", "predictions"},
     {"pipeline"},
-    {"plan", "api"},
+    {"plan", "slice_plan", "programs", "api"},
     {"launch", "evaluate", "predict", "export_model", "report_runs", "status", "import_torch"},
     {"command", "__main__"},
 )  # fmt: skip

@@ -169,7 +169,8 @@ def check_module(module, arguments):
         return
     if module == "pujax.launch":
         options = [word.split("=")[0] for word in arguments if word.startswith("--") and "--config." not in word]
-        assert set(options) <= {"--config", "--workdir", "--stages", "--dry_run", "--host_timeout", "--help"}, arguments
+        known = {"--config", "--workdir", "--stages", "--dry_run", "--topology", "--host_timeout", "--help"}
+        assert set(options) <= known, arguments
         recipe = arguments[arguments.index("--config") + 1]
         assert (ROOT / recipe).is_file(), recipe
         for stages in (word.removeprefix("--stages=") for word in arguments if word.startswith("--stages=")):

@@ -39,7 +39,7 @@ def call(monkeypatch, capfd):
             launch.run()
         for name in [name for name in flags.FLAGS if name.startswith("config.")]:
             delattr(flags.FLAGS, name)  # defined anew by every recipe
-        for name in ("config", "workdir", "stages", "dry_run"):
+        for name in ("config", "workdir", "stages", "dry_run", "topology"):
             flags.FLAGS[name].unparse()
         lines = capfd.readouterr().err.splitlines()
         assert len(lines) == 1 and lines[0].startswith("pujax: "), lines
@@ -65,6 +65,8 @@ def call(monkeypatch, capfd):
         ([QUICK[0], "--stages=minee"], "there is no stage 'minee'"),
         ([QUICK[0], "--stages="], "there is no stage ''"),
         ([QUICK[0], "--nodry_run=3"], "does not take an argument"),
+        ([QUICK[0], "--topology=v5e:4x4"], "--topology plans for devices that are not here; add --dry_run"),
+        ([QUICK[0], "--dry_run", "--topology=v9:2x2"], "--topology is 'v9:2x2'; give a TPU slice by its layout"),
         (["--config=configs/mnist.py", "--workdir=unused"], "`tfds build mnist --file_format=array_record`"),
         ([QUICK[0], "--config.scorer.mode=finetune"], "scorer.frozen.batch_size is 320, but scorer.mode is finetune"),
         ([QUICK[0], "--workdir=unused", "--config.data.pool.path=heap"], "heap"),

@@ -18,7 +18,7 @@ GAP = "…"
 
 # Section of the page -> the modules whose messages it lists; a folder stands for all in it, the longest name counts.
 THEMES = {
-    "options": ("command", "launch", "command_line", "config", "pipeline", "models"),
+    "options": ("command", "launch", "command_line", "config", "pipeline", "models", "topology"),
     "workdir": ("artifacts", "lock", "checkpoint", "score_table", "data.manifest", "data.chosen", "status"),
     "images": ("data", "api", "inference"),
     "weights": ("weights", "networks", "stages.teacher", "importers.state_dict", "importers.naming",

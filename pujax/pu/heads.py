@@ -20,6 +20,7 @@ using positive and unlabeled examples", ICDM 2003.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -145,7 +146,7 @@ def fit_heads(
     weights = _untrained(config, *raw, folds=folds[0], rng=rng, **spread)
     fresh = replicate(mesh, weights["heads"])
     features = replicate(mesh, [(x - weights["mean"]) / weights["std"] for x in raw])
-    train_heads = jax.jit(functools.partial(_scan_heads, config, loss, mesh))
+    train_heads = make_heads_training(config, loss, mesh)
     parts_of, add = (jax.jit(functools.partial(fn, config)) for fn in (_parts, _add))
     score_held_out = functools.partial(_score_held_out, parts_of, add, (positives, pool), folds)
     kept, all_positives = np.ones(len(raw[1]), bool), np.ones(len(raw[0]), bool)
@@ -213,6 +214,16 @@ def _rows_outside_folds(fold: np.ndarray, kept: np.ndarray, num_folds: int) -> n
             f"{kept.sum()} images are too few for {num_folds} folds; raise scorer.frozen.reliable_negatives"
         )
     return np.stack([r[:shortest] for r in rows]).astype(np.int32)
+
+
+def make_heads_training(config: FrozenScorerConfig, loss: PULoss, mesh: Mesh) -> Callable[..., Any]:
+    """Build the compiled function that trains the heads of all folds from their fresh weights.
+
+    Returns:
+        `train(heads, data, rng) -> (heads, losses [num_steps])`, `data` with "features", float32 [P, D] and [U, D] of
+        positives and pool, and "rows", int32 [folds, n] of each: those that a fold's head may see.
+    """
+    return jax.jit(functools.partial(_scan_heads, config, loss, mesh))
 
 
 def _scan_heads(

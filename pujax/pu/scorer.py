@@ -4,6 +4,7 @@
 `finetune`: the whole backbone, initialised from the teacher, under one head, as released.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -65,14 +66,20 @@ def make_score_fn(config: ScorerConfig, teacher: Network, path: epath.Path) -> t
     Raises:
         UserError: the weights do not fit.
     """
-    frozen = in_styles(config.frozen) if load_metadata(path).items() >= STYLED.items() else config.frozen
-    weights = load_weights(path, _template(config, frozen, teacher))
+    styled = load_metadata(path).items() >= STYLED.items()
+    config = dataclasses.replace(config, frozen=in_styles(config.frozen)) if styled else config
+    weights = load_weights(path, abstract_weights(config, teacher))
+    return score_function(config, teacher), frozen_arguments(config, teacher, weights)
+
+
+def score_function(config: ScorerConfig, teacher: Network) -> Callable[..., Any]:
+    """Return the function of `make_score_fn`; `config.frozen` as the heads were trained, `in_styles` or not."""
 
     def score_images(variables: Any, weights: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return the teacher's logits [B, K] and the scores [B]."""
         if config.mode == "frozen":
-            logits, seen = frozen_inputs(frozen, teacher, variables, images)
-            return logits, jnp.mean(score(frozen, weights, seen), axis=0)
+            logits, seen = frozen_inputs(config.frozen, teacher, variables, images)
+            return logits, jnp.mean(score(config.frozen, weights, seen), axis=0)
         prepared = teacher.preprocessing.prepare(images)
         return (
             teacher.module.apply(variables, prepared, train=False)[0],
@@ -87,20 +94,25 @@ def make_score_fn(config: ScorerConfig, teacher: Network, path: epath.Path) -> t
             "teacher_confidence": jnp.max(jax.nn.softmax(logits), axis=-1),
         }
 
+    return fn
+
+
+def frozen_arguments(config: ScorerConfig, teacher: Network, weights: Any) -> tuple[Any, Any]:
+    """Return the arguments of `score_function`'s function, without BatchNorm; arrays on the host."""
     if config.mode == "finetune":
         weights = fold_batch_norms(make_pu_net(config.finetune, teacher), weights, teacher.preprocessing.image_shape)
-    return fn, (teacher.folded, weights)
+    return teacher.folded, weights
 
 
-def _template(config: ScorerConfig, frozen: FrozenScorerConfig, teacher: Network) -> Any:
-    """Return the shapes of the scorer's weights."""
+def abstract_weights(config: ScorerConfig, teacher: Network) -> Any:
+    """Return the shapes of the scorer's weights; arguments as for `score_function`."""
 
     def init(variables: Any, rng: jax.Array) -> Any:
         if config.mode == "finetune":
             return init_pu_net(make_pu_net(config.finetune, teacher), teacher, variables, rng)
         images = jnp.zeros((1, *teacher.preprocessing.image_shape), jnp.uint8)
-        _, inputs = frozen_inputs(frozen, teacher, variables, images)
-        return init_heads(frozen, rng, size=inputs["features"].shape[-1], num_classes=teacher.num_classes)
+        _, inputs = frozen_inputs(config.frozen, teacher, variables, images)
+        return init_heads(config.frozen, rng, size=inputs["features"].shape[-1], num_classes=teacher.num_classes)
 
     return jax.eval_shape(init, teacher.variables, jax.random.key(0))
 
@@ -168,6 +180,11 @@ def extract_inputs(
     return result
 
 
+def styled_views(num_images: int) -> int:
+    """Return the number of styles in which each of so many images is taken."""
+    return min(len(STYLES), max(2, _MOST_VIEWS // num_images))
+
+
 def extract_in_styles(
     config: FrozenScorerConfig,
     teacher: Network,
@@ -192,7 +209,7 @@ def extract_in_styles(
         mesh: devices.
         batch_size: of a forward pass.
     """
-    views = min(len(STYLES), max(2, _MOST_VIEWS // num_images))
+    views = styled_views(num_images)
 
     def read_views(rows: np.ndarray) -> dict[str, np.ndarray]:
         index, view = np.divmod(rows, views)

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from etils import epath
 
-from pujax.config import Config, with_options
+from pujax.config import Config, TrainingConfig, with_options
 from pujax.data.batches import index_batches
 from pujax.data.class_names import given_class_names
 from pujax.data.embedded import weights_file
@@ -154,7 +154,7 @@ def _train(job: Job) -> Network:
     teacher = init_network(_untrained(config, class_names=source.class_names), jax.random.fold_in(rng, 0))
     variables = fit(
         config.teacher,
-        _make_loss(teacher, crop_padding=config.teacher.crop_padding, flip=config.teacher.flip),
+        make_teacher_loss(config.teacher, teacher),
         teacher.variables,
         images=images,
         columns={"label": np.asarray(source.labels)},
@@ -171,9 +171,13 @@ def _train(job: Job) -> Network:
     return teacher.with_variables(variables)
 
 
-def _make_loss(teacher: Network, *, crop_padding: int, flip: bool) -> LossFn:
+def make_teacher_loss(training: TrainingConfig, teacher: Network) -> LossFn:
+    """Return the cross-entropy of a batch of augmented images."""
+
     def loss_fn(params: Any, batch_stats: Any, frozen: Any, batch: Any, rng: jax.Array) -> Any:
-        images = teacher.preprocessing.prepare(augment(rng, batch["image"], pad=crop_padding, flip=flip))
+        images = teacher.preprocessing.prepare(
+            augment(rng, batch["image"], pad=training.crop_padding, flip=training.flip)
+        )
         variables = {"params": params, "batch_stats": batch_stats}
         (logits, _), mutated = teacher.module.apply(variables, images, train=True, mutable=["batch_stats"])
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
