@@ -19,7 +19,6 @@ from pujax import pipeline, plan, programs
 from pujax.artifacts import Workdir
 from pujax.config import DistillConfig, FrozenScorerConfig, ScorerConfig, TeacherConfig
 from pujax.errors import UserError
-from pujax.models.layers import plain_convolutions
 from pujax.networks import Preprocessing, abstract_network
 from pujax.roofline import TPUS, Cost, Device, bound, compute_seconds, cost_of, memory_seconds, roofline_seconds
 from pujax.sharding import make_mesh
@@ -205,7 +204,8 @@ def test_a_batch_that_does_not_split_is_refused(opened):
         describe_slice(job, open_topology("h100:5"), ("distill",))
 
 
-def test_a_fine_tuned_scorer_and_a_teacher_that_is_trained_here(opened):
+def test_a_fine_tuned_scorer_and_a_teacher_that_is_trained_here(opened, monkeypatch):
+    monkeypatch.setattr("pujax.sharding.platform_of", lambda mesh: "any")  # of a CPU's forms some multiply by zeros
     def change(config):
         small(config)
         config.data.full = config.data.labelled
@@ -218,8 +218,7 @@ def test_a_fine_tuned_scorer_and_a_teacher_that_is_trained_here(opened):
     for name, part in parts.items():
         program = part.program()
         assert program.batch_size == part.images
-        with plain_convolutions():  # the operations of the whole batch, before it is split
-            flops = program.fn.lower(*program.arguments).cost_analysis()["flops"]
+        flops = program.fn.lower(*program.arguments).cost_analysis()["flops"]  # of the batch, before it is split
         assert 0.9 < flops / (part.flops * part.images) < 1.3, name
 
 
