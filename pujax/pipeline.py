@@ -35,7 +35,7 @@ from pujax.errors import UserError
 from pujax.exporters.formats import FORMATS
 from pujax.inference import resolve_dtype
 from pujax.job import Job
-from pujax.lock import locked, turn
+from pujax.lock import locked, read_holder, turn
 from pujax.metrics import MetricsLog
 from pujax.models import CLASSIFIERS, parse_name
 from pujax.networks import check_class_names
@@ -133,12 +133,18 @@ def run(config: Config, path: str | epath.Path, stages: tuple[str, ...] = STAGES
             if not unit.shown:
                 run_unit(unit)
         summary = summarize(job.config, units, time.monotonic() - started)
-        if is_main_process():
+        if owner or (is_main_process() and not _is_at_work(workdir)):
             save_json(workdir.summary, summary)
         for unit in asked:  # when all numbers are safe
             if unit.shown:
                 run_unit(unit)
     return summary
+
+
+def _is_at_work(workdir: Workdir) -> bool:
+    """Whether a job holds the work directory, whose summary is its own."""
+    holder = read_holder(workdir.lock)
+    return holder is not None and holder[1]
 
 
 @contextmanager

@@ -35,6 +35,7 @@ from pujax.config import (
 from pujax.data.embedded import load_embedded
 from pujax.data.styles import STYLES
 from pujax.errors import UserError
+from pujax.lock import locked
 from pujax.loaded import load_config
 from pujax.stages import baselines
 from pujax.stages.select import decide
@@ -227,6 +228,17 @@ def test_a_dry_run_of_scoring_alone_needs_no_labelled_images(finished, tmp_path)
     told = plan.describe(load_config(workdir), workdir, ("score",))
     assert "score: 3 shards; reading" in told and "stage score: to do" in told
     assert "ms a step" not in told and "data.labelled" not in told and "disk" not in told
+
+
+def test_a_worker_leaves_the_summary_of_the_job_at_work_alone(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "tensorboard"))
+    workdir = Workdir(epath.Path(tmp_path / "run"))
+    before = workdir.summary.read_text()
+    with locked(workdir.lock):
+        found = pipeline.run(load_config(workdir), workdir.root, ("score",))
+    assert workdir.summary.read_text() == before and found["run"] != json.loads(before)["run"]
+    pipeline.run(load_config(workdir), workdir.root, ("score",))
+    assert json.loads(workdir.summary.read_text())["run"]["wall_seconds"] < json.loads(before)["run"]["wall_seconds"]
 
 
 def quickstart(change):

@@ -206,6 +206,7 @@ def test_a_batch_that_does_not_split_is_refused(opened):
 
 def test_a_fine_tuned_scorer_and_a_teacher_that_is_trained_here(opened, monkeypatch):
     monkeypatch.setattr("pujax.sharding.platform_of", lambda mesh: "any")  # of a CPU's forms some multiply by zeros
+
     def change(config):
         small(config)
         config.data.full = config.data.labelled
