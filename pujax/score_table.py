@@ -4,6 +4,7 @@ Columns: key text, index int64, score float32 (larger is more likely in-domain),
 argmax), teacher_confidence float32 (its largest probability), readable bool, reason text (why it does not decode).
 """
 
+import errno
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -133,10 +134,11 @@ class ScoreTable:
         try:
             return read_table(path, columns)
         except (OSError, pa.ArrowInvalid) as error:
-            if isinstance(error, OSError) and error.errno is not None:
+            if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
                 raise  # the file system's own trouble
             done = self.folder.parent / "DONE.json"
-            raise UserError(f"{path} is damaged; delete it and {done}, and run the command again") from error
+            text = f"{path} is damaged, or gone; delete what is left of it and {done}, and run the command again"
+            raise UserError(text) from error
 
 
 def write_selection(path: epath.Path, table: ScoreTable, indices: np.ndarray) -> None:

@@ -35,8 +35,8 @@ from pujax.config import (
 from pujax.data.embedded import load_embedded
 from pujax.data.styles import STYLES
 from pujax.errors import UserError
-from pujax.lock import locked
 from pujax.loaded import load_config
+from pujax.lock import locked
 from pujax.stages import baselines
 from pujax.stages.select import decide
 
