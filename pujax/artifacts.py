@@ -12,6 +12,7 @@ import math
 import os
 import socket
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,19 @@ def save_arrays(path: epath.Path, **arrays: np.ndarray) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     write_atomic(path, buffer.getbuffer())
+
+
+def load_arrays(path: epath.Path) -> dict[str, np.ndarray]:
+    """Read what `save_arrays` wrote.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is damaged; delete {path.parent} and run the command again") from error
 
 
 def save_array(path: epath.Path, array: np.ndarray) -> None:

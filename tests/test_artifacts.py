@@ -17,6 +17,7 @@ from pujax import presence
 from pujax.artifacts import (
     Workdir,
     load_array,
+    load_arrays,
     load_json,
     open_workdir,
     read_table,
@@ -62,8 +63,7 @@ def test_files_come_back_as_they_were_written(root):
     assert load_json(workdir.summary) == {"accuracy": 0.5}
     assert read_table(workdir.selected, ["key"]).to_pydict() == {"key": ["a", "b"]}
     assert (load_array(workdir.unit("distill").teacher_logits) == np.arange(12.0).reshape(3, 4)).all()
-    with workdir.held_out.open("rb") as file:
-        assert np.load(file)["pool"].tolist() == [0, 1, 2, 3]
+    assert load_arrays(workdir.held_out)["pool"].tolist() == [0, 1, 2, 3]
     assert sorted(path.name for path in workdir.root.iterdir()) == ["distill", "scorer", "select", "summary.json"]
     assert "://" not in str(workdir.unit("distill").images)  # mapped into memory: always local
 
@@ -72,6 +72,11 @@ def test_a_damaged_json_is_named_and_numbers_that_are_not_finite_are_null(root):
     write_atomic(root / "a" / "DONE.json", b'{"accuracy": 0.')
     with pytest.raises(UserError, match=r"DONE.json is damaged; delete"):
         load_json(root / "a" / "DONE.json")
+    save_arrays(root / "a" / "b.npz", x=np.arange(100))
+    for size in (0, 100, 700):
+        write_atomic(root / "a" / "c.npz", (root / "a" / "b.npz").read_bytes()[:size])
+        with pytest.raises(UserError, match=r"c.npz is damaged; delete"):
+            load_arrays(root / "a" / "c.npz")
     save_json(root / "b.json", {"accuracy": float("nan"), "interval": (0.5, float("inf"))})
     assert load_json(root / "b.json") == {"accuracy": None, "interval": [0.5, None]}
 

@@ -2,9 +2,7 @@
 
 from typing import Any
 
-import numpy as np
-
-from pujax.artifacts import is_remote, write_atomic
+from pujax.artifacts import is_remote, load_arrays, write_atomic
 from pujax.job import Job
 from pujax.report.curves import read_curves
 from pujax.report.page import Facts, run_page
@@ -48,8 +46,8 @@ def run(job: Job, *, summary: dict[str, Any], seconds: dict[str, float | None]) 
 
 
 def _view(job: Job, *, selected: bool) -> PoolView:
-    with job.workdir.held_out.open("rb") as file, np.load(file) as arrays:
-        held_out = arrays["positive"][0], arrays["pool"]
+    arrays = load_arrays(job.workdir.held_out)
+    held_out = arrays["positive"][0], arrays["pool"]
     return view_pool(
         job.score_table(),
         held_out,
