@@ -55,7 +55,7 @@ class Rival:
 def run(job: Job, name: str, *, teacher_accuracy: float) -> dict[str, Any]:
     """Train the student of a rival on as many pool images as the finished job has chosen; return its line."""
     rival, config, started = RIVALS[name], job.config, time.perf_counter()
-    chosen, found = rival.choose(job, len(read_selection(job.workdir.selected)))
+    chosen, found = rival.choose(job, len(read_selection(job.workdir.selected, ["index"])))
     pool, labelled, chosen_at = job.sources["pool"], job.sources["labelled"], time.perf_counter()
     parts = [(labelled, np.arange(len(labelled)))] if rival.labelled else []
     extra = noise_adaptation(config.data.num_classes, teacher_accuracy) if rival.noise_adaptation else None

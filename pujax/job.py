@@ -5,14 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 from jax.sharding import Mesh
 
-from pujax.artifacts import Workdir, read_table
+from pujax.artifacts import Workdir
 from pujax.config import Config
 from pujax.data.chosen import ChosenImages
 from pujax.data.sources import ImageSource
 from pujax.inference import resolve_dtype
 from pujax.metrics import MetricsLog
 from pujax.networks import Network, load_network
-from pujax.score_table import ScoreTable
+from pujax.score_table import ScoreTable, read_selection
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Job:
         data = self.config.data
         return ChosenImages(
             self.workdir.chosen_images,
-            read_table(self.workdir.selected),
+            read_selection(self.workdir.selected),
             shape=(data.image_size, data.image_size, data.channels),
             pool=self.sources["pool"].fingerprint,
             scratch=self.workdir.unit("select").scratch,

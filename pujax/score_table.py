@@ -130,15 +130,7 @@ class ScoreTable:
             yield self._read(start, stop, _CHOSEN).take(own - start)
 
     def _read(self, start: int, stop: int, columns: list[str]) -> pa.Table:
-        path = self.path(start, stop)
-        try:
-            return read_table(path, columns)
-        except (OSError, pa.ArrowInvalid) as error:
-            if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
-                raise  # the file system's own trouble
-            done = self.folder.parent / "DONE.json"
-            text = f"{path} is damaged, or gone; delete what is left of it and {done}, and run the command again"
-            raise UserError(text) from error
+        return _read_or_name(self.path(start, stop), columns)
 
 
 def write_selection(path: epath.Path, table: ScoreTable, indices: np.ndarray) -> None:
@@ -146,6 +138,22 @@ def write_selection(path: epath.Path, table: ScoreTable, indices: np.ndarray) ->
     write_tables(path, table.rows(indices))
 
 
-def read_selection(path: epath.Path) -> np.ndarray:
-    """Return the sorted pool indices, int64 [n], that were chosen."""
-    return read_table(path, ["index"])["index"].to_numpy()
+def read_selection(path: epath.Path, columns: list[str] | None = None) -> pa.Table:
+    """Read what `write_selection` wrote, or some of its columns.
+
+    Raises:
+        UserError: the file is damaged, or gone.
+    """
+    return _read_or_name(path, columns)
+
+
+def _read_or_name(path: epath.Path, columns: list[str] | None) -> pa.Table:
+    """Read a file of `score/shards` or of `select`; where it is damaged or gone, say which stage to do again."""
+    try:
+        return read_table(path, columns)
+    except (OSError, pa.ArrowInvalid) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+            raise  # the file system's own trouble
+        done = (path.parent.parent if path.parent.name == "shards" else path.parent) / "DONE.json"
+        text = f"{path} is damaged, or gone; delete what is left of it and {done}, and run the command again"
+        raise UserError(text) from error

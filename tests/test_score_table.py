@@ -49,7 +49,13 @@ def test_a_thousand_shards_are_chosen_from_as_one(tmp_path):
     selected = read_table(epath.Path(tmp_path / "selected.parquet"))
     assert selected["key"].to_pylist() == [f"a/{i}" for i in chosen]
     np.testing.assert_array_equal(selected["score"].to_numpy(), whole["score"][chosen])
-    assert read_selection(epath.Path(tmp_path / "selected.parquet")).tolist() == chosen.tolist()
+    path = epath.Path(tmp_path / "selected.parquet")
+    assert read_selection(path)["index"].to_pylist() == chosen.tolist()
+    path.write_bytes(path.read_bytes()[:-20])
+    for _ in range(2):
+        with pytest.raises(UserError, match=rf"{path} is damaged, or gone; delete what .*{path.parent.name}/DONE.json"):
+            read_selection(path)
+        path.unlink(missing_ok=True)
 
 
 def test_batches_hold_the_asked_columns_of_the_readable_images_in_order(tmp_path):

@@ -51,7 +51,7 @@ def _view(job: Job, *, selected: bool) -> PoolView:
     return view_pool(
         job.score_table(),
         held_out,
-        read_selection(job.workdir.selected) if selected else None,
+        read_selection(job.workdir.selected, ["index"])["index"].to_numpy() if selected else None,
         num_classes=job.config.data.num_classes,
         seed=job.config.seed,
     )

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.compute as pc
 
-from pujax.artifacts import read_table
 from pujax.config import Config
 from pujax.data.reading import read_or_fail
 from pujax.data.sources import ImageSource
@@ -25,7 +24,7 @@ from pujax.job import Job
 from pujax.metrics import precision_and_recall
 from pujax.near_duplicates import find_copies
 from pujax.progress import Progress
-from pujax.score_table import write_selection
+from pujax.score_table import read_selection, write_selection
 from pujax.selection import select
 from pujax.shard_sharing import share_shards
 from pujax.sharding import barrier, is_main_process
@@ -73,7 +72,7 @@ def run(job: Job, *, found: dict[str, Any]) -> dict[str, Any]:
     write_images(job)
     if config.select.copies == "count":
         copies = count_copies(job, *job.chosen())
-    lowest = pc.min(read_table(job.workdir.selected, ["score"])["score"]).as_py()
+    lowest = pc.min(read_selection(job.workdir.selected, ["score"])["score"]).as_py()
     block = {"rule": rule, "selected": len(chosen), "threshold": lowest, **precision_and_recall(pool.truth, chosen)}
     block |= {f"copies_of_{part}": int(copied.sum()) for part, copied in copies.items()}
     return block | ({"doubt": doubt} if doubt else {})
