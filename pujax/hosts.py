@@ -97,10 +97,16 @@ def _end(lost: HostLost) -> None:
     os._exit(lost.status)  # the main thread may be inside a collective that never ends
 
 
+def _first() -> tuple[str, str]:
+    """Return host and port of the first process, as they were given to JAX."""
+    host, _, port = distributed.global_state.coordinator_address.rpartition(":")
+    return host, port
+
+
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _aborting(_: int) -> None:
     """Say who is gone where JAX aborts this process, as it does, in C++, once the first one no longer answers."""
-    host, _, port = distributed.global_state.coordinator_address.rpartition(":")
+    host, port = _first()
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
     except OSError:
@@ -117,7 +123,6 @@ class Watch:
         self._ended = threading.Event()
         self._index, self._count = jax.process_index(), jax.process_count()
         self._store = distributed.global_state.client
-        self._coordinator = distributed.global_state.coordinator_address.rsplit(":", 1)[0]
         self._store.key_value_set(f"{_HOST}{self._index}", socket.gethostname(), allow_overwrite=True)
         self._answered = time.monotonic()
         ctypes.CDLL(None).signal(signal.SIGABRT, _aborting)  # Python's own handlers do not run in an abort
@@ -156,7 +161,7 @@ class Watch:
         """End this process when the store has not answered for too long; a question to it may wait for ever."""
         while not self._ended.wait(1.0):
             if time.monotonic() - self._answered > self._timeout + self._beat:
-                first = self._coordinator
+                first, _ = _first()
                 self._end(HostLost(f"process 0, on {first}, has not answered for {self._timeout:.0f} s"))
 
     def _look(self, seen: dict[int, tuple[str, float]]) -> None:

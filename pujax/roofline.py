@@ -9,28 +9,27 @@ from typing import Any
 class Device:
     """What a program runs on: a chip, or a core of one that shows several."""
 
-    name: str
     flops: float  # a second, dense bfloat16
     bandwidth: float  # bytes a second of its memory
     memory: float  # bytes
 
 
-def _device(name: str, teraflops: float, gigabytes: float, gibibytes: float) -> Device:
-    return Device(name, teraflops * 1e12, gigabytes * 1e9, gibibytes * 2**30)
+def _device(teraflops: float, gigabytes: float, gibibytes: float) -> Device:
+    return Device(teraflops * 1e12, gigabytes * 1e9, gibibytes * 2**30)
 
 
 # As published: TPUs by Google (cloud.google.com/tpu/docs, one page a version), GPUs by NVIDIA (data sheets of the SXM
 # modules, without sparsity).
 TPUS = {
-    "v4": _device("v4", 275, 1200, 32),
-    "v5e": _device("v5e", 197, 819, 16),
-    "v5p": _device("v5p", 459, 2765, 95),
-    "v6e": _device("v6e", 918, 1640, 32),
+    "v4": _device(275, 1200, 32),
+    "v5e": _device(197, 819, 16),
+    "v5p": _device(459, 2765, 95),
+    "v6e": _device(918, 1640, 32),
 }
 GPUS = {
-    "a100": _device("a100", 312, 2039, 80),
-    "h100": _device("h100", 989, 3350, 80),
-    "h200": _device("h200", 989, 4800, 141),
+    "a100": _device(312, 2039, 80),
+    "h100": _device(989, 3350, 80),
+    "h200": _device(989, 4800, 141),
 }
 
 

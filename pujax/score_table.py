@@ -130,7 +130,7 @@ class ScoreTable:
             yield self._read(start, stop, _CHOSEN).take(own - start)
 
     def _read(self, start: int, stop: int, columns: list[str]) -> pa.Table:
-        return _read_or_name(self.path(start, stop), columns)
+        return _read_or_name(self.path(start, stop), columns, stage=self.folder.parent)
 
 
 def write_selection(path: epath.Path, table: ScoreTable, indices: np.ndarray) -> None:
@@ -144,16 +144,16 @@ def read_selection(path: epath.Path, columns: list[str] | None = None) -> pa.Tab
     Raises:
         UserError: the file is damaged, or gone.
     """
-    return _read_or_name(path, columns)
+    return _read_or_name(path, columns, stage=path.parent)
 
 
-def _read_or_name(path: epath.Path, columns: list[str] | None) -> pa.Table:
-    """Read a file of `score/shards` or of `select`; where it is damaged or gone, say which stage to do again."""
+def _read_or_name(path: epath.Path, columns: list[str] | None, *, stage: epath.Path) -> pa.Table:
+    """Read a file of a stage, whose folder is given; where it is damaged or gone, say that this is to be done again."""
     try:
         return read_table(path, columns)
     except (OSError, pa.ArrowInvalid) as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
             raise  # the file system's own trouble
-        done = (path.parent.parent if path.parent.name == "shards" else path.parent) / "DONE.json"
+        done = stage / "DONE.json"
         text = f"{path} is damaged, or gone; delete what is left of it and {done}, and run the command again"
         raise UserError(text) from error

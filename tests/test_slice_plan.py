@@ -26,7 +26,7 @@ from pujax.slice_plan import describe_part, describe_slice, for_slice, parts_of,
 from pujax.student import abstract_student
 from pujax.topology import Topology, open_topology, outside_compile_cache
 
-DEVICE = Device("toy", flops=1e12, bandwidth=1e11, memory=2**30)
+DEVICE = Device(flops=1e12, bandwidth=1e11, memory=2**30)
 COMPILER = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu, the compiler for TPUs, is not installed: pujax[tpu]"
 )
