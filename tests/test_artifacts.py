@@ -42,15 +42,20 @@ class Store(MemoryFileSystem):
     def _strip_protocol(cls, path):
         return "/" + path.removeprefix("s3://").strip("/")
 
+    @classmethod
+    def install(cls, monkeypatch):
+        """Be what "s3://" leads to, and empty."""
+        monkeypatch.setattr(cls, "store", {})
+        monkeypatch.setattr(cls, "pseudo_dirs", [""])
+        fsspec.register_implementation("s3", cls, clobber=True)
+        cls.clear_instance_cache()
+
 
 @pytest.fixture(params=["local", "s3"])
 def root(request, tmp_path, monkeypatch):
     if request.param == "local":
         return epath.Path(tmp_path)
-    monkeypatch.setattr(Store, "store", {})
-    monkeypatch.setattr(Store, "pseudo_dirs", [""])
-    fsspec.register_implementation("s3", Store, clobber=True)
-    Store.clear_instance_cache()
+    Store.install(monkeypatch)
     return epath.Path("s3://bucket/run")
 
 

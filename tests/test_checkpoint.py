@@ -3,7 +3,6 @@
 import gc
 import shutil
 
-import fsspec
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,10 +82,7 @@ def test_weights_and_json_cut_short_are_refused(tmp_path):
 @pytest.fixture
 def bucket(monkeypatch):
     """A folder of an object store in memory."""
-    monkeypatch.setattr(Store, "store", {})
-    monkeypatch.setattr(Store, "pseudo_dirs", [""])
-    fsspec.register_implementation("s3", Store, clobber=True)
-    Store.clear_instance_cache()
+    Store.install(monkeypatch)
     return epath.Path("s3://bucket/run/distill/checkpoints")
 
 

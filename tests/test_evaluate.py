@@ -5,7 +5,6 @@ import dataclasses
 import json
 import shutil
 
-import fsspec
 import jax.numpy as jnp
 import numpy as np
 import pyarrow.parquet as pq
@@ -129,10 +128,7 @@ def test_files_without_preprocessing_are_given_what_they_take(finished, expected
 
 
 def test_a_work_directory_in_an_object_store(finished, expected, tmp_path, monkeypatch):
-    monkeypatch.setattr(Store, "store", {})
-    monkeypatch.setattr(Store, "pseudo_dirs", [""])
-    fsspec.register_implementation("s3", Store, clobber=True)
-    Store.clear_instance_cache()
+    Store.install(monkeypatch)
     for name in ("config.json", "distill/student.safetensors", "teacher/teacher.safetensors",
                  "export/student.stablehlo", "export/MODEL_CARD.json"):  # fmt: skip
         target = epath.Path("s3://bucket/run") / name

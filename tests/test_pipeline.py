@@ -13,7 +13,6 @@ import time
 import zlib
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -576,9 +575,7 @@ def test_classes_of_other_names_are_refused(tmp_path):
 
 
 def test_a_job_in_an_object_store_gives_the_numbers_of_a_local_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(Store, "store", {})
-    fsspec.register_implementation("s3", Store, clobber=True)
-    Store.clear_instance_cache()
+    Store.install(monkeypatch)
     monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))
     monkeypatch.chdir(tmp_path)
 
