@@ -24,8 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from benchmarks.results_file import append, command_line
+from pujax.artifacts import Workdir
 from pujax.data.embedded import load_embedded
 
 RECIPE = """
@@ -69,9 +71,7 @@ class Job:
 
     def files(self) -> dict[str, tuple[Any, bytes]]:
         """Return time of change and content of every finished shard."""
-        from etils import epath
-
-        folder = epath.Path(self.workdir) / "score" / "shards"
+        folder = Workdir(epath.Path(self.workdir)).shards
         paths = [path for path in folder.iterdir() if path.suffix == ".parquet"] if folder.exists() else []
         return {path.name: (path.stat().mtime, path.read_bytes()) for path in paths}
 

@@ -84,6 +84,7 @@ if ((workers)); then
   done
   children=("${pids[@]}")
   trap tell TERM INT
+  [[ -z "$told" ]] || tell # told while they were being started
   for pid in "${pids[@]}"; do
     status=0
     wait_for "$pid" || status=$?

@@ -45,7 +45,7 @@ class Workdir:
 
     def __init__(self, root: epath.Path):
         if is_remote(root):
-            _list_afresh()
+            _list_afresh(root)
         self.root = root
         self.config = root / "config.json"  # the resolved config of the last run
         self.summary = root / "summary.json"  # the numbers of the job, for scripts
@@ -95,12 +95,11 @@ def open_workdir(path: str | os.PathLike) -> Workdir:
     return Workdir(root)
 
 
-def _list_afresh() -> None:
-    """Keep the clients of object stores from answering by what they saw before: others write here too."""
-    from fsspec.config import conf
-
-    for protocol in ("s3", "s3a", "gs", "gcs"):
-        conf.setdefault(protocol, {})["use_listings_cache"] = False
+def _list_afresh(root: epath.Path) -> None:
+    """Keep epath's client of an object store from answering by what it saw before: others write here too."""
+    client = epath.backend.fsspec_backend.fs(root)
+    client.dircache.use_listings_cache = False
+    client.invalidate_cache()  # of a program that has looked at the store before
 
 
 def is_remote(path: epath.Path | str) -> bool:

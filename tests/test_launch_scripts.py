@@ -213,6 +213,18 @@ def test_a_box_that_is_told_to_stop_tells_the_job_and_hands_on_75(site, workers)
     assert script.returncode == 75 and len(site.calls()) == int(workers) + 1
 
 
+def test_a_box_that_is_told_to_stop_while_workers_start_tells_them(site):
+    stub = (site.root / ".venv/bin/python").read_text()
+    (site.root / ".venv/bin/python").write_text(stub.replace("${WAIT:-}", "${CUDA_VISIBLE_DEVICES:-}"))
+    slow = site.root / "slow.sh"  # read by every bash: the script stands still before it takes note of its workers
+    slow.write_text("""trap 'case "$BASH_COMMAND" in "children=("*pids*) /bin/sleep 1 ;; esac' DEBUG\n""")
+    script = site.start("gpu_box.sh", "--workers=2", *JOB, environment={"BASH_ENV": str(slow)})
+    site.wait_for(3)
+    script.send_signal(signal.SIGTERM)
+    script.communicate(timeout=10)
+    assert script.returncode == 75 and len(site.calls()) == 3
+
+
 # --- TPU VMs -----------------------------------------------------------------------------------------------------
 
 

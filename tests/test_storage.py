@@ -8,7 +8,7 @@ import s3fs
 from etils import epath
 from PIL import Image
 
-from pujax.artifacts import Workdir
+from pujax.artifacts import open_workdir
 from pujax.config import DataConfig, SourceConfig
 from pujax.data import manifest, storage
 from pujax.data.manifest import list_now, list_once
@@ -226,7 +226,10 @@ def test_class_folders_of_a_store(bucket, tmp_path):
 
 
 def test_what_others_write_into_a_work_directory_is_seen(bucket):
-    workdir = Workdir(epath.Path("s3://bucket/run"))
+    bucket.objects["run/score/workers/c.json"] = b"{}"
+    assert [path.name for path in epath.Path("s3://bucket/run/score/workers").iterdir()] == ["c.json"]  # is remembered
+    workdir = open_workdir("s3://bucket/run")
+    del bucket.objects["run/score/workers/c.json"]
     bucket.objects["run/score/workers/a.json"] = b'{"process": 1}'
     assert read_presences(workdir.workers) == {"a.json": {"process": 1}}
     bucket.objects["run/score/workers/a.json"] = b'{"process": 22}'  # of another size and tag
