@@ -58,8 +58,8 @@ class JaxSide:
             trained = {"teacher_step": "teacher", "finetune_step": "scorer"}.get(case, "student")
             self.state = jax.tree.map(jnp.copy, replicate(mesh, init_state(variables[trained], tx)))
             loss_fn = _loss_fns(teacher, student, scorer)[trained]
-            step = jax.jit(make_train_step(loss_fn, tx, mesh), donate_argnums=3)
-            compiled = step.lower(frozen, {}, jax.random.key(0), self.state, rows).compile()
+            step = jax.jit(make_train_step(loss_fn, tx, mesh), donate_argnums=2)
+            compiled = step.lower(frozen, jax.random.key(0), self.state, rows).compile()
             self.step = functools.partial(self._update, compiled, frozen, jax.random.key(0), rows)
         nets = (teacher, frozen["teacher"]), (student, frozen["student"])
         forward = [flops_per_image(*net, batch["images"].shape[1:]) for net in nets]
@@ -67,7 +67,7 @@ class JaxSide:
         return float(np.dot(passes, forward)), jax.devices()[0].device_kind
 
     def _update(self, compiled: Any, frozen: Any, rng: Any, rows: Any) -> Any:
-        self.state, metrics = compiled(frozen, {}, rng, self.state, rows)
+        self.state, metrics = compiled(frozen, rng, self.state, rows)
         return metrics["loss"]
 
     def run(self) -> float:

@@ -69,11 +69,15 @@ class Job:
         """Start a worker."""
         return self.run("--stages=score", cores=cores)
 
-    def files(self) -> dict[str, tuple[Any, bytes]]:
-        """Return time of change and content of every finished shard."""
+    def shards(self) -> dict[str, epath.Path]:
+        """Return the files of the finished shards, by their names."""
         folder = Workdir(epath.Path(self.workdir)).shards
-        paths = [path for path in folder.iterdir() if path.suffix == ".parquet"] if folder.exists() else []
-        return {path.name: (path.stat().mtime, path.read_bytes()) for path in paths}
+        paths = folder.iterdir() if folder.exists() else ()
+        return {path.name: path for path in paths if path.suffix == ".parquet"}
+
+    def times(self) -> dict[str, Any]:
+        """Return when every finished shard was changed last."""
+        return {name: path.stat().mtime for name, path in self.shards().items()}
 
 
 def check(worker: subprocess.Popen) -> None:
@@ -102,25 +106,35 @@ def watched(worker: subprocess.Popen) -> list[float]:
     return seen
 
 
-def kill_at_random(job: Job, kills: int, seed: int) -> dict[str, Any]:
-    """Kill workers until so many are dead, and let the last ones finish; return what happened."""
+def kill_at_random(job: Job, kills: int, seed: int, alone: float) -> dict[str, Any]:
+    """Kill workers until so many are dead, and let the last ones finish; return what happened.
+
+    The kills are spread over most of the time that one worker alone takes.
+    """
     draw, workers, first_seen, rewritten = random.Random(seed), [], {}, 0
-    most = 0
+    most, at_work = 0, 0
     for _ in range(kills):
         wanted = draw.randint(1, 4)
         workers += [job.worker() for _ in range(wanted - len(workers))]
         most = max(most, len(workers))
-        time.sleep(draw.uniform(2, 12))
+        time.sleep(draw.uniform(0.2, 1.4) * alone / kills)
         victim = workers.pop(draw.randrange(len(workers)))
+        at_work += victim.poll() is None
         victim.send_signal(signal.SIGKILL)
         victim.communicate()
-        for name, (when, _) in job.files().items():
+        for name, when in job.times().items():
             rewritten += first_seen.setdefault(name, when) != when
     workers.append(job.worker())
     for worker in workers:
         check(worker)
-    rewritten += sum(first_seen.get(name, when) != when for name, (when, _) in job.files().items())
-    return {"kills": kills, "most_workers": most, "before_the_last": len(first_seen), "rewritten": rewritten}
+    rewritten += sum(first_seen.get(name, when) != when for name, when in job.times().items())
+    return {
+        "kills": kills,
+        "kills_at_work": at_work,
+        "most_workers": most,
+        "before_the_last": len(first_seen),
+        "rewritten": rewritten,
+    }
 
 
 @contextlib.contextmanager
@@ -164,12 +178,13 @@ def measure_kills(folder: Path, count: int, shards: int, kills: int, s3: bool) -
         check(calm.worker())
         nothing_to_do = time.perf_counter() - began
         job = Job(folder, count, shards, f"{where}/killed", environment)
-        line = kill_at_random(job, kills, seed=0)
-        expected, found = calm.files(), job.files()
-        same = {name: content for name, (_, content) in expected.items()} == {n: c for n, (_, c) in found.items()}
+        line = kill_at_random(job, kills, seed=0, alone=alone)
+        expected, found = calm.shards(), job.shards()
+        same = expected.keys() == found.keys()
+        same = same and all(path.read_bytes() == found[name].read_bytes() for name, path in expected.items())
         tenth = len(memory) // 10
         line |= {"equal": same, "shards": len(found), "alone_seconds": alone, "nothing_to_do_seconds": nothing_to_do}
-        return line | {"memory_mb_at_a_tenth": memory[max(tenth, 10)], "memory_mb_at_the_end": memory[-2]}
+        return line | {"memory_mb_at_a_tenth": memory[min(max(tenth, 10), len(memory) - 1)], "memory_mb_at_the_end": memory[-min(2, len(memory))]}
 
 
 def measure_speed(folder: Path, count: int, shards: int) -> dict[str, Any]:
@@ -179,7 +194,7 @@ def measure_speed(folder: Path, count: int, shards: int) -> dict[str, Any]:
         job = Job(folder, count, shards, str(folder / name), {})
         for worker in [job.worker(core) for core in cores]:
             check(worker)
-        times = sorted(when for when, _ in job.files().values())
+        times = sorted(job.times().values())
         seconds[name] = times[-1] - times[len(cores) - 1]
     return {"one_worker_seconds": seconds["one"], "two_workers_seconds": seconds["two"],
             "ratio": seconds["one"] / seconds["two"]}  # fmt: skip

@@ -24,6 +24,7 @@ def resolve_dtype(name: str) -> jnp.dtype:
     return jnp.dtype(name)
 
 
+_IN_FLIGHT = 3  # batches that the device has, or is sent, before the first is waited for
 MapFn = Callable[[Any, Any], dict[str, jax.Array]]  # (arguments, what was read) -> dict of [B, ...]
 CompiledMap = Callable[[Any, jax.Array, Any], tuple[jax.Array, dict[str, jax.Array]]]
 
@@ -125,7 +126,9 @@ def stream_images(
     waiting: list[tuple[int, jax.Array, dict[str, jax.Array]]] = []
     for start, (rows, images) in zip(starts, read_ahead(read_part, starts)):
         waiting.append((start, *compiled(arguments, shard_batch(mesh, rows), shard_batch(mesh, images))))
-        if len(waiting) > 1:
+        for output in jax.tree.leaves(waiting[-1][1:]):
+            output.copy_to_host_async()
+        if len(waiting) == _IN_FLIGHT:
             yield collect(*waiting.pop(0))
     for item in waiting:
         yield collect(*item)

@@ -96,18 +96,19 @@ def teacher_training(config: Config, teacher: Network, mesh: Mesh) -> Program:
 
 
 def distillation(config: Config, teacher: Network, student: Network, mesh: Mesh) -> Program:
-    """Return one step of the student. Cached logits are counted for as many images as a batch has."""
+    """Return one step of the student."""
     distill = config.distill
     weights = 1 + distill.num_perturbations if distill.robust == "paper" else 1
-    logits = (distill.batch_size, distill.cached_views, teacher.num_classes)
     frozen = frozen_arrays(
         distill,
+        seed=config.seed,
         class_weights=jax.ShapeDtypeStruct((weights, teacher.num_classes), jnp.float32),
         teacher_variables=with_zeros(teacher).folded,
-        teacher_logits=jax.ShapeDtypeStruct(logits, jnp.float32),
     )
-    loss_fn = make_distill_loss(distill, student, teacher, seed=config.seed)
-    return _training(distill, loss_fn, student.variables, frozen, teacher, mesh)
+    logits = (distill.batch_size, distill.cached_views, teacher.num_classes)
+    rows = {"teacher_logits": jax.ShapeDtypeStruct(logits, jnp.float32)} if distill.cached_views else {}
+    loss_fn = make_distill_loss(distill, student, teacher)
+    return _training(distill, loss_fn, student.variables, frozen, teacher, mesh, rows)
 
 
 def zeros(program: Program) -> tuple[Any, ...]:
@@ -120,18 +121,24 @@ def zeros(program: Program) -> tuple[Any, ...]:
 
 
 def _training(
-    training: TrainingConfig, loss_fn: LossFn, variables: Any, frozen: Any, teacher: Network, mesh: Mesh
+    training: TrainingConfig,
+    loss_fn: LossFn,
+    variables: Any,
+    frozen: Any,
+    teacher: Network,
+    mesh: Mesh,
+    further: dict[str, Any] | None = None,
 ) -> Program:
-    """Return one step of `fit`, whose images come from the host."""
+    """Return one step of `fit`; `further` is what its batch has beside images and labels."""
     tx, batch_size = make_optimizer(training), training.batch_size
     rows = {
         "index": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
         "image": jax.ShapeDtypeStruct((batch_size, *teacher.preprocessing.image_shape), jnp.uint8),
         "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
-    }
+    } | (further or {})
     state = jax.eval_shape(lambda v: init_state(v, tx), variables)
-    step = jax.jit(make_train_step(loss_fn, tx, mesh), donate_argnums=3)
-    arguments = (*_replicated(mesh, (frozen, {}, _key(), state)), _split(mesh, rows))
+    step = jax.jit(make_train_step(loss_fn, tx, mesh), donate_argnums=2)
+    arguments = (*_replicated(mesh, (frozen, _key(), state)), _split(mesh, rows))
     return Program(step, arguments, batch_size)
 
 

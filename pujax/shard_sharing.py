@@ -1,6 +1,7 @@
 """Who makes which shard: workers over one work directory, on any hosts, that come and go and do not talk.
 
-Each worker keeps a small file that says which shard it is at; the others leave that one alone. Work is split as it is
+Each worker keeps a small file that says which shard it is at, and which it may still be writing; the others leave these
+alone. Work is split as it is
 found: a worker goes on with the shard behind its last one, without a look at the others; where another is or has been,
 it looks, and begins anew in the largest gap that is left, in its middle if somebody is filling it from the front. When
 every missing shard is somebody's, a worker that has nothing else to do takes one of another's: at once if that one is
@@ -11,6 +12,7 @@ Claims save work, they do not keep the shards right: a shard's file appears whol
 the same bytes, and a file that is there is not written again. A claim that is lost or late costs a shard made twice.
 """
 
+import contextlib
 import os
 import socket
 import time
@@ -55,11 +57,13 @@ class Table(Protocol):
         """Return those of the shards whose file is not there, or damaged."""
 
 
-def share_shards(table: Table, folder: epath.Path) -> Iterator[Shard]:
-    """Yield the shards for this worker to make, one at a time, until none is missing.
+@contextlib.contextmanager
+def share_shards(table: Table, folder: epath.Path) -> Iterator[Iterator[Shard]]:
+    """Give an iterator over the shards for this worker to make, until none is missing; others see at once that it ends.
 
     Args:
-        table: what they are of; the caller writes the shard into it before asking for the next.
+        table: what they are of; the caller writes a shard into it before asking for the one after the next, and before
+            leaving.
         folder: where workers keep their files.
     """
     absent = table.absent()
@@ -67,11 +71,12 @@ def share_shards(table: Table, folder: epath.Path) -> Iterator[Shard]:
     for shard in missing - absent:
         table.path(*shard).unlink(missing_ok=True)  # it is cut short, and would count as done
     if not missing:
+        yield iter(())
         return
     name = f"{socket.gethostname()}-{os.getpid()}.json"
-    presence = Presence(folder / name, {**who(), "shard": None, "done": 0, "images_per_second": 0.0})
+    presence = Presence(folder / name, {**who(), "shard": None, "writes": None, "done": 0, "images_per_second": 0.0})
     try:
-        yield from _until_none_is_missing(table, missing, presence)
+        yield _until_none_is_missing(table, missing, presence)
     finally:
         presence.close()
 
@@ -94,7 +99,8 @@ def _until_none_is_missing(table: Table, missing: set[Shard], presence: Presence
             if shard is None:
                 time.sleep(max(_POLL, (took or min((claim.takes for claim in claims.values()), default=0.0)) / 10))
                 continue
-        presence.tell(shard=list(shard), done=done, images_per_second=table.shard_size / took if done else 0.0)
+        rate = table.shard_size / took if done else 0.0
+        presence.tell(shard=list(shard), writes=last and list(last), done=done, images_per_second=rate)
         if not walks and shard not in claims and not (_is_alone(shard, presence) and not table.path(*shard).exists()):
             presence.tell(shard=None)
             time.sleep(_POLL)
@@ -133,7 +139,7 @@ def _behind(shard: Shard | None, table: Table) -> Shard | None:
 
 
 def _claims(presence: Presence, seen: dict[str, tuple[Any, float]], shard_size: int) -> dict[Shard, Claim]:
-    """Return the shards that others are at."""
+    """Return the shards that others are at, or write."""
     claims: dict[Shard, Claim] = {}
     for name, told in read_presences(presence.path.parent).items():
         if name == presence.path.name or not told["shard"]:
@@ -143,7 +149,8 @@ def _claims(presence: Presence, seen: dict[str, tuple[Any, float]], shard_size: 
             seen[name] = ((shard, told["started"]), time.monotonic())
         age = time.monotonic() - seen[name][1] if lives(told) else float("inf")
         claim = Claim(age, shard_size / told["images_per_second"] if told["images_per_second"] else 0.0)
-        claims[shard] = min(claim, claims.get(shard, claim))
+        for own in (shard, tuple(told.get("writes") or shard)):
+            claims[own] = min(claim, claims.get(own, claim))
     return claims
 
 

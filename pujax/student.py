@@ -87,17 +87,23 @@ def train_student(
     if begin is None:
         begin = begin_with(distill, init_network(abstract_student(distill, teacher), jax.random.fold_in(rng, 0)))
     student = begin
+    teacher = teacher.with_variables(replicate(mesh, teacher.folded))
+    forward_options = {"seed": seed, "mesh": mesh, "batch_size": run.inference_batch_size}
+    class_weights = class_weight_set(distill, teacher, images, **forward_options)
+    columns = {"label": np.concatenate([_labels(source, index) for source, index in parts])}
+    if distill.cached_views:
+        columns["teacher_logits"] = cache_teacher_logits(distill, teacher, images, unit, **forward_options)
     variables = student.variables | {"params": student.variables["params"] | (extra.params if extra else {})}
     variables = fit(
         distill,
-        make_distill_loss(distill, student, teacher, seed=seed, extra=extra, forward=forward or train_forward),
+        make_distill_loss(distill, student, teacher, extra=extra, forward=forward or train_forward),
         variables,
         images=images,
-        columns={"label": np.concatenate([_labels(source, index) for source, index in parts])},
+        columns=columns,
         make_batches=make_batches(
             [len(index) for _, index in parts], distill.batch_size, share=distill.labelled_per_batch, seed=seed
         ),
-        frozen=_frozen(distill, teacher, images, unit=unit, seed=seed, mesh=mesh, batch_size=run.inference_batch_size),
+        frozen=frozen_arrays(distill, seed=seed, class_weights=class_weights, teacher_variables=teacher.variables),
         rng=jax.random.fold_in(rng, 1),
         mesh=mesh,
         run=run,
@@ -206,37 +212,17 @@ def make_student(
     }
 
 
-def frozen_arrays(distill: DistillConfig, *, class_weights: Any, teacher_variables: Any, teacher_logits: Any) -> Any:
-    """Return what the loss reads beside its batch: class weights, and the teacher's variables or its cached logits.
+def frozen_arrays(distill: DistillConfig, *, seed: int, class_weights: Any, teacher_variables: Any) -> Any:
+    """Return what the loss reads beside its batch.
 
     Args:
-        distill: whether logits are cached.
+        distill: whether logits are cached, and come with the batch.
+        seed: of the fixed views that these are of.
         class_weights: float32 [m, K].
         teacher_variables: used where logits are not cached.
-        teacher_logits: float32 [N, views, K], where they are.
     """
-    frozen = {"class_weights": class_weights}
-    return frozen | ({"teacher_logits": teacher_logits} if distill.cached_views else {"teacher": teacher_variables})
-
-
-def _frozen(
-    distill: DistillConfig,
-    teacher: Network,
-    images: np.ndarray,
-    *,
-    unit: Unit,
-    seed: int,
-    mesh: Mesh,
-    batch_size: int,
-) -> Any:
-    """Compute and return `frozen_arrays` for some training images."""
-    on_mesh = teacher.with_variables(replicate(mesh, teacher.folded))
-    forward = {"mesh": mesh, "batch_size": batch_size}
-    weights = class_weight_set(distill, on_mesh, images, seed=seed, **forward)
-    logits = (
-        cache_teacher_logits(distill, on_mesh, images, unit, seed=seed, **forward) if distill.cached_views else None
-    )
-    return frozen_arrays(distill, class_weights=weights, teacher_variables=on_mesh.variables, teacher_logits=logits)
+    targets = {"views": jax.random.key(seed)} if distill.cached_views else {"teacher": teacher_variables}
+    return {"class_weights": class_weights, **targets}
 
 
 def _labels(source: ImageSource, index: np.ndarray) -> np.ndarray:
@@ -288,7 +274,7 @@ def cache_teacher_logits(
             return {"image": images[index], "index": index, "view": view}
 
         def predict(variables: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-            return {"logits": teacher.logits(variables, _fixed_views(distill, batch, seed))}
+            return {"logits": teacher.logits(variables, _fixed_views(distill, batch, jax.random.key(seed)))}
 
         count = len(images) * views
         progress = Progress("teacher logits", count, "view", enabled=is_main_process())
@@ -303,9 +289,9 @@ def cache_teacher_logits(
     return load_array(path)
 
 
-def _fixed_views(distill: DistillConfig, batch: dict[str, jax.Array], seed: int) -> jax.Array:
+def _fixed_views(distill: DistillConfig, batch: dict[str, jax.Array], rng: jax.Array) -> jax.Array:
     return fixed_views(
-        jax.random.key(seed),
+        rng,
         batch["image"],
         batch["index"],
         batch["view"],
@@ -325,7 +311,6 @@ def make_distill_loss(
     student: Network,
     teacher: Network,
     *,
-    seed: int,
     extra: ExtraTerm | None = None,
     forward: Forward = train_forward,
 ) -> LossFn:
@@ -335,8 +320,8 @@ def make_distill_loss(
         """Return the uint8 images of the step, and the teacher's logits on them."""
         if distill.cached_views:
             view = jax.random.randint(rng, batch["index"].shape, 0, distill.cached_views)
-            images = _fixed_views(distill, batch | {"view": view}, seed)
-            return images, frozen["teacher_logits"][batch["index"], view]
+            images = _fixed_views(distill, batch | {"view": view}, frozen["views"])
+            return images, jnp.take_along_axis(batch["teacher_logits"], view[:, None, None], axis=1)[:, 0]
         images = augment(rng, batch["image"], pad=distill.crop_padding, flip=distill.flip)
         return images, teacher.logits(frozen["teacher"], images)
 

@@ -1,8 +1,9 @@
 """The one training loop: teacher, fine-tuned scorer and student all run through `fit`.
 
-A stage supplies `loss_fn(params, batch_stats, frozen, batch, rng) -> (loss, (batch_stats, metrics))`. Training data is
-either on the device (`data`, indexed inside the step) or comes with every chunk from the host; the order of
-examples is the same. Random numbers are folded from a root key and the step, so a resumed run repeats them.
+A stage supplies `loss_fn(params, batch_stats, frozen, batch, rng) -> (loss, (batch_stats, metrics))`. Training images
+are either on the device, where a program of its own looks rows up, or come with every chunk from the host; the
+order of examples is the same. The program that trains knows a chunk alone: training sets of all sizes share it. Random
+numbers are folded from a root key and the step, so a resumed run repeats them.
 """
 
 import functools
@@ -58,19 +59,18 @@ def make_train_step(loss_fn: LossFn, tx: optax.GradientTransformation, mesh: Mes
     """Build one optimiser step, not compiled.
 
     Args:
-        loss_fn: see the module's docstring; `batch` holds the rows of `data` at `index`, and `index` itself.
+        loss_fn: see the module's docstring.
         tx: optimiser.
         mesh: devices; batches are split over its "data" axis.
 
     Returns:
-        `step(frozen, data, rng, state, rows) -> (state, metrics)`: `data` a dict of [N, ...] arrays on the device,
-        `rows` a dict of [batch, ...] arrays with `index`, metrics a dict of scalars.
+        `step(frozen, rng, state, batch) -> (state, metrics)`: `batch` a dict of [B, ...] arrays, metrics
+        one of scalars.
     """
     batch_sharding = NamedSharding(mesh, P("data"))
 
     @traced_on(mesh)
-    def step(frozen: Any, data: Any, rng: jax.Array, state: TrainState, rows: Any) -> tuple[TrainState, Any]:
-        batch = {name: jnp.take(array, rows["index"], axis=0) for name, array in data.items()} | rows
+    def step(frozen: Any, rng: jax.Array, state: TrainState, batch: Any) -> tuple[TrainState, Any]:
         batch = jax.lax.with_sharding_constraint(batch, batch_sharding)
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
         step_rng = jax.random.fold_in(rng, state.step)
@@ -86,32 +86,32 @@ def make_train_steps(loss_fn: LossFn, tx: optax.GradientTransformation, mesh: Me
     """Build the compiled function that takes several optimiser steps, in one dispatch on accelerators.
 
     Returns:
-        `steps(state, frozen, data, chunk, rng) -> (state, metrics)`, as `make_train_step` but with `chunk` a dict of
-        [k, batch, ...] arrays and metrics of [k]. `state` is donated.
+        `steps(state, frozen, chunk, rng) -> (state, metrics)`, as `make_train_step` but with `chunk` a dict of
+        [k, B, ...] arrays and metrics of [k]. `state` is donated.
     """
     one_step = make_train_step(loss_fn, tx, mesh)
     if platform_of(mesh) == "cpu":  # inside a loop XLA:CPU runs convolutions four times slower: loop out here
 
         @functools.partial(jax.jit, donate_argnums=0)
-        def step_of_chunk(state: TrainState, frozen: Any, data: Any, chunk: Any, rng: jax.Array, at: Any) -> Any:
-            return one_step(frozen, data, rng, state, {name: rows[at] for name, rows in chunk.items()})
+        def step_of_chunk(state: TrainState, frozen: Any, chunk: Any, rng: jax.Array, at: Any) -> Any:
+            return one_step(frozen, rng, state, {name: rows[at] for name, rows in chunk.items()})
 
         return functools.partial(_loop, step_of_chunk)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def steps(state: TrainState, frozen: Any, data: Any, chunk: Any, rng: jax.Array) -> tuple[TrainState, Any]:
-        return jax.lax.scan(functools.partial(one_step, frozen, data, rng), state, chunk)
+    def steps(state: TrainState, frozen: Any, chunk: Any, rng: jax.Array) -> tuple[TrainState, Any]:
+        return jax.lax.scan(functools.partial(one_step, frozen, rng), state, chunk)
 
     return steps
 
 
 def _loop(
-    step_of_chunk: Callable[..., Any], state: TrainState, frozen: Any, data: Any, chunk: Any, rng: jax.Array
+    step_of_chunk: Callable[..., Any], state: TrainState, frozen: Any, chunk: Any, rng: jax.Array
 ) -> tuple[TrainState, Any]:
     """Take the steps of a chunk one by one, each in one dispatch; same result as scanning over them."""
     metrics = []
     for at in range(chunk["index"].shape[0]):
-        state, step_metrics = step_of_chunk(state, frozen, data, chunk, rng, at)
+        state, step_metrics = step_of_chunk(state, frozen, chunk, rng, at)
         metrics.append(step_metrics)
     return state, _join(*metrics)
 
@@ -119,6 +119,21 @@ def _loop(
 @jax.jit
 def _join(*metrics: Any) -> Any:
     return jax.tree.map(lambda *values: jnp.stack(values), *metrics)
+
+
+def make_lookup(mesh: Mesh) -> Callable[[Any, Any], Any]:
+    """Build the compiled function that fetches a chunk's rows from arrays on the device.
+
+    Returns:
+        `(data, chunk) -> chunk`: beside what the chunk has, among it `index` [k, B], the rows of `data`, a dict of
+        [N, ...] arrays, at `index`.
+    """
+
+    @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, P(None, "data")))
+    def look_up(data: Any, chunk: Any) -> Any:
+        return {name: jnp.take(array, chunk["index"], axis=0) for name, array in data.items()} | chunk
+
+    return look_up
 
 
 def fit(
@@ -167,7 +182,7 @@ def fit(
     on_device = images.nbytes <= run.device_data_mb * 2**20
     data = replicate(mesh, columns | ({"image": images} if on_device else {}))
     tx = make_optimizer(training)
-    steps = make_train_steps(loss_fn, tx, mesh)
+    steps, look_up = make_train_steps(loss_fn, tx, mesh), make_lookup(mesh)
     state = jax.tree.map(jnp.copy, replicate(mesh, init_state(variables, tx)))  # for it is donated
     frozen, rng = replicate(mesh, frozen), replicate(mesh, rng)
     with closing(TrainingCheckpoint(folder, every=run.checkpoint_every)) as checkpoint:
@@ -180,7 +195,7 @@ def fit(
         chunks = (shard_batch(mesh, chunk, axis=1) for chunk in batches)
 
         def take_steps(state: TrainState, chunk: Any) -> tuple[TrainState, Any]:
-            return steps(state, frozen, data, chunk, rng)
+            return steps(state, frozen, look_up(data, chunk), rng)
 
         with deferred():
             vote = StopVote(mesh).cast

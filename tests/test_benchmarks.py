@@ -2,9 +2,7 @@
 
 import argparse
 import functools
-import json
-import os
-import subprocess
+import importlib
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
@@ -13,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import ablation, real_pools, results_file, rivals, scorers, speed_tables, tables, throughput
+from benchmarks import ablation, real_pools, results_file, rivals, run_on_gpu, scorers, speed_tables, tables, throughput
 from configs import quickstart
 from pujax.config import Config, FrozenScorerConfig, ScorerConfig, resolve, with_options
 from pujax.data.embedded import load_embedded
@@ -35,23 +33,51 @@ def test_both_frameworks_compute_the_same_before_they_are_timed(case, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_the_gpu_script_does_each_slice_once(tmp_path):
-    settings = {"PYTHON": sys.executable, "CASES": "kd_step", "CIFAR_PAIRS": "lenet5:lenet5_half", "CIFAR_BATCH": "8"}
-    settings |= {"IMAGENET_PAIRS": "lenet5:no_such_network", "SECONDS_EACH": "0.03", "ROUNDS": "1", "IMAGES": "600"}
-    settings |= {"FILES": "64"}
-    (tmp_path / "job.done").touch()  # minutes, at any setting
-    command = ["bash", str(ROOT / "benchmarks/run_on_gpu.sh"), str(tmp_path)]
-    runs = [subprocess.run(command, capture_output=True, text=True, env={**os.environ, **settings}) for _ in range(2)]
-    assert [run.returncode for run in runs] == [1, 1]  # the broken slice is tried again, and says so
-    started = [[line for line in run.stdout.splitlines() if line.startswith("== ")] for run in runs]
-    broken = "== kd_step-lenet5-no_such_network-max-autotune"
-    assert started == [["== kd_step-lenet5-lenet5_half-max-autotune", broken, "== input_pipeline"], [broken]]
-    assert "no_such_network-max-autotune did not finish" in runs[1].stdout
-    lines = (tmp_path / "throughput.jsonl").read_text().splitlines()
-    assert [json.loads(line)["case"] for line in lines] == ["kd_step"]
-    lines = [json.loads(line) for line in (tmp_path / "input_pipeline.jsonl").read_text().splitlines()]
-    assert len(lines) == 4 and all(rate > 0 for line in lines for rate in line["images_per_second"].values())
-    assert speed_tables.pipeline_table(lines).count("\n| ") == 7  # head, rule excluded, and six rows
+def test_the_programs_for_a_gpu_do_each_slice_once(tmp_path, monkeypatch, capsys):
+    rates = ("--seconds", "0.03", "--rounds", "1", "--batch_size", "8", "--compile_mode", "default")
+    timed = ("benchmarks.throughput", *rates, "--cases", "kd_step", "--out", str(tmp_path / "throughput.jsonl"))
+    score = (
+        "--images",
+        "3000",
+        "--shard_size",
+        "1000",
+        "--seconds",
+        "0.1",
+        "--out",
+        str(tmp_path / "score_rate.jsonl"),
+    )
+    few = [
+        run_on_gpu.Slice("kd", 1, (*timed, "--pairs", "lenet5:lenet5_half")),
+        run_on_gpu.Slice("broken", 1, (*timed, "--pairs", "lenet5:no_such_network")),
+        run_on_gpu.Slice("score_rate", 1, ("benchmarks.score_rate", *score)),
+        run_on_gpu.Slice("long", 10_000, ("benchmarks.throughput",)),
+    ]
+    monkeypatch.setattr(run_on_gpu, "slices", lambda *_: few)
+    monkeypatch.setattr(sys, "argv", ["run_on_gpu", str(tmp_path)])
+    told = []
+    for _ in range(2):
+        with pytest.raises(SystemExit, match="1"):  # the broken slice is tried again, and says so
+            run_on_gpu.main()
+        told.append(capsys.readouterr().out)
+    started = [[line.split()[1] for line in text.splitlines() if line.startswith("== ")] for text in told]
+    assert started == [["kd", "broken", "score_rate", "long"], ["broken", "long"]]
+    assert "broken ended with 1; see " in told[1] and "for another run" in told[1]
+    assert "robust distillation step, lenet5 -> lenet5_half, 8" in told[1] and "of the step alone" in told[1]
+
+
+def test_what_a_gpu_is_for_is_the_whole_list(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["run_on_gpu", str(tmp_path), "--list", "--data", str(tmp_path)])
+    run_on_gpu.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(float(line.split()[1]) for line in lines) <= 13 * 60 and lines[0].startswith("quickstart: ")
+    for line in lines:  # every command line is one that its program takes
+        module, *options = line.partition(" python -m ")[2].split()
+        if module.startswith("benchmarks."):
+            program = importlib.import_module(module)
+            monkeypatch.setattr(program, "measured", lambda *_: {"images_per_second": {}, "ratio_to_best": 1.0}, False)
+            monkeypatch.setattr(program, "jobs", lambda args: [], raising=False)
+            monkeypatch.setattr(sys, "argv", [module, *options])
+            program.main()
 
 
 def test_the_pages_hold_what_the_result_files_say():

@@ -13,8 +13,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from pujax import student
 from pujax.artifacts import Workdir
-from pujax.config import DistillConfig, FrozenScorerConfig
+from pujax.config import DataConfig, DistillConfig, FrozenScorerConfig, RunConfig, SourceConfig
+from pujax.data.sources import open_source
 from pujax.folding import fold_batch_norms
+from pujax.metrics import MetricsLog
 from pujax.models import CLASSIFIERS
 from pujax.models.layers import BatchNorm, conv, plain_convolutions
 from pujax.models.resnet import Bottleneck, ResNet
@@ -145,13 +147,19 @@ def test_a_scoring_program_has_none_of_batch_norms_operations():
     assert count("convolution", before) == count("convolution", after) >= 12
 
 
-def test_the_teacher_of_a_distillation_step_has_no_batch_norm(tmp_path):
+def test_the_teacher_of_a_distillation_step_has_no_batch_norm(tmp_path, monkeypatch):
     teacher, pupil, mesh = network_of("cifar_resnet10_w8"), network_of("lenet5"), make_mesh(jax.devices()[:1])
-    images, config = np.zeros((4, 32, 32, 3), np.uint8), DistillConfig()
-    options = {"unit": Workdir(epath.Path(tmp_path)).unit("distill"), "seed": 0, "mesh": mesh, "batch_size": 4}
-    frozen = jax.tree.map(jnp.asarray, student._frozen(config, teacher, images, **options))
+    images, config = np.zeros((4, 32, 32, 3), np.uint8), DistillConfig(batch_size=4)
+    np.save(tmp_path / "x.npy", images)
+    where, data = SourceConfig(kind="array", path=str(tmp_path / "x.npy")), DataConfig(image_size=32, channels=3)
+    source = open_source(where, data, labelled=False)
+    unit, given = Workdir(epath.Path(tmp_path)).unit("distill"), {}
+    monkeypatch.setattr(student, "fit", lambda *_, **options: given.update(options) or pupil.variables)
+    options = {"seed": 0, "mesh": mesh, "run": RunConfig(), "log": MetricsLog(tmp_path, enabled=False), "name": "x"}
+    student.train_student(config, teacher, [(source, np.arange(4))], unit=unit, begin=pupil, **options)
+    frozen = jax.tree.map(jnp.asarray, given["frozen"])
     batch = {"image": jnp.asarray(images), "index": jnp.arange(4), "label": jnp.zeros(4, jnp.int32)}
-    loss_fn = student.make_distill_loss(config, pupil, teacher, seed=0)
+    loss_fn = student.make_distill_loss(config, pupil, teacher)
 
     def gradient(params, frozen):
         return jax.grad(lambda p: loss_fn(p, {}, frozen, batch, jax.random.key(0)), has_aux=True)(params)

@@ -199,4 +199,4 @@ def test_the_mesh_says_the_platform_and_not_the_default_backend(monkeypatch):
     assert plain in text(logits, "cpu", variables, images)
     assert plain not in compile_map(logits, mesh).lower(variables, jnp.arange(2), images).as_text()
     step = jax.jit(make_train_step(loss, tx, mesh))
-    assert plain not in step.lower({}, {}, jax.random.key(0), state, rows).as_text()
+    assert plain not in step.lower({}, jax.random.key(0), state, rows).as_text()

@@ -13,7 +13,7 @@ from pujax.networks import Preprocessing, abstract_network, init_network
 from pujax.optim import make_optimizer
 from pujax.sharding import make_mesh, replicate, shard_batch
 from pujax.student import make_distill_loss
-from pujax.train import fit, init_state, make_train_step, make_train_steps
+from pujax.train import fit, init_state, make_lookup, make_train_step, make_train_steps
 
 
 def test_the_step_is_traced_once():
@@ -27,11 +27,14 @@ def test_the_step_is_traced_once():
     mesh, tx = make_mesh(jax.devices()[:1]), make_optimizer(DistillConfig(num_steps=12))
     steps = make_train_steps(counted, tx, mesh)
     state = jax.tree.map(jnp.copy, replicate(mesh, init_state(variables, tx)))
-    data, frozen = replicate(mesh, {"image": images, "label": labels}), {"scale": jnp.float32(1)}
-    batches = index_batches(len(images), 32, seed=0, steps_per_call=3)  # the epochs' ends lie inside chunks
-    for _ in range(4):
-        state, _ = steps(state, frozen, data, shard_batch(mesh, next(batches), axis=1), jax.random.key(0))
-    assert int(state.step) == 12
+    frozen, look_up = {"scale": jnp.float32(1)}, make_lookup(mesh)
+    for count in (len(images), len(images) - 7):  # and a training set of another size is trained on by the same program
+        data = replicate(mesh, {"image": images[:count], "label": labels[:count]})
+        batches = index_batches(count, 32, seed=0, steps_per_call=3)  # the epochs' ends lie inside chunks
+        for _ in range(4):
+            chunk = look_up(data, shard_batch(mesh, next(batches), axis=1))
+            state, _ = steps(state, frozen, chunk, jax.random.key(0))
+    assert int(state.step) == 24
     assert len(traces) == 1
 
 
@@ -49,9 +52,9 @@ def test_dispatches_of_a_chunk_of_three_steps(monkeypatch, backend, calls):
         patch.setattr(jax, "jit", counted)
         steps = make_train_steps(loss_fn, tx, mesh)
     state = jax.tree.map(jnp.copy, replicate(mesh, init_state(variables, tx)))
-    data, frozen = replicate(mesh, {"image": images, "label": labels}), {"scale": jnp.float32(1)}
     chunk = shard_batch(mesh, next(index_batches(len(images), 32, seed=0, steps_per_call=3)), axis=1)
-    state, metrics = steps(state, frozen, data, chunk, jax.random.key(0))
+    chunk = make_lookup(mesh)(replicate(mesh, {"image": images, "label": labels}), chunk)
+    state, metrics = steps(state, {"scale": jnp.float32(1)}, chunk, jax.random.key(0))
     assert (int(state.step), metrics["loss"].shape, len(dispatched)) == (3, (3,), calls)
 
 
@@ -96,8 +99,8 @@ def test_a_distillation_step_costs_one_teacher_pass_and_three_student_passes():
     batch = jnp.zeros((8, 32, 32, 3), jnp.uint8)
     forward = [flops(net.logits, net.variables, batch) for net in (teacher, student)]
     tx = make_optimizer(distill)
-    step = make_train_step(make_distill_loss(distill, student, teacher, seed=0), tx, make_mesh(jax.devices()[:1]))
+    step = make_train_step(make_distill_loss(distill, student, teacher), tx, make_mesh(jax.devices()[:1]))
     frozen = {"teacher": teacher.variables, "class_weights": jnp.ones((1, 10))}
     rows = {"image": batch, "label": jnp.zeros(8, jnp.int32), "index": jnp.zeros(8, jnp.int32)}
-    total = flops(step, frozen, {}, jax.random.key(0), init_state(student.variables, tx), rows)
+    total = flops(step, frozen, jax.random.key(0), init_state(student.variables, tx), rows)
     assert 0.9 < total / (forward[0] + 3 * forward[1]) < 1.25

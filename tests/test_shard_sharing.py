@@ -26,15 +26,16 @@ from pujax.score_table import ScoreTable
 from pujax.shard_sharing import share_shards
 folder, seconds = epath.Path(sys.argv[1]), float(sys.argv[2])
 table = ScoreTable(folder / "shards", int(sys.argv[3]), 10)
-for start, stop in share_shards(table, folder / "workers"):
-    time.sleep(seconds)
-    index = np.arange(start, stop)
-    if not table.path(start, stop).exists():
-        table.write(start, stop, {"key": [f"k{i}" for i in index], "index": index, "score": np.sin(index),
-            "teacher_class": index % 3, "teacher_confidence": np.cos(index), "readable": index >= 0,
-            "reason": [""] * len(index)})
-        with (folder / "log").open("a") as log:
-            log.write(f"{os.getpid()} {start}\\n")
+with share_shards(table, folder / "workers") as shards:
+    for start, stop in shards:
+        time.sleep(seconds)
+        index = np.arange(start, stop)
+        if not table.path(start, stop).exists():
+            table.write(start, stop, {"key": [f"k{i}" for i in index], "index": index, "score": np.sin(index),
+                "teacher_class": index % 3, "teacher_confidence": np.cos(index), "readable": index >= 0,
+                "reason": [""] * len(index)})
+            with (folder / "log").open("a") as log:
+                log.write(f"{os.getpid()} {start}\\n")
 table.check()
 """
 
@@ -104,7 +105,7 @@ def test_killed_at_any_moment_and_in_any_number_the_table_is_that_of_one_worker(
 def claim(folder, name, shard, **told):
     save_json(
         epath.Path(folder) / "workers" / name,
-        {**who(), "shard": list(shard), "done": 0, "images_per_second": 5.0, **told},
+        {**who(), "shard": list(shard), "writes": None, "done": 0, "images_per_second": 5.0, **told},
     )
 
 
@@ -115,12 +116,14 @@ def test_the_shard_of_a_dead_worker_is_taken_at_once_and_that_of_a_slow_one_in_t
     claim(tmp_path, "a-dead.json", (10, 20), process=2**22 + 1)  # no such process
     claim(tmp_path, "a-slow.json", (20, 30), host="elsewhere")
     order = []
-    for begin, stop in share_shards(table, epath.Path(tmp_path) / "workers"):
-        order.append(begin)
-        time.sleep(0.1)
-        table.write(begin, stop, columns | {"index": np.arange(begin, stop)})
+    with share_shards(table, epath.Path(tmp_path) / "workers") as given:
+        for begin, stop in given:
+            order.append(begin)
+            time.sleep(0.1)
+            table.write(begin, stop, columns | {"index": np.arange(begin, stop)})
     assert sorted(order[:2]) == [0, 30] and order[2:] == [10, 20]
-    assert list(share_shards(table, epath.Path(tmp_path) / "workers")) == []
+    with share_shards(table, epath.Path(tmp_path) / "workers") as given:
+        assert list(given) == []
 
 
 @pytest.mark.parametrize(("rate", "least"), [(100.0, 0.2), (20.0, 1.0)])
@@ -128,9 +131,16 @@ def test_who_has_timed_no_shard_waits_as_long_as_the_other_one_s_take(tmp_path, 
     table = ScoreTable(epath.Path(tmp_path) / "shards", 10, 10)
     claim(tmp_path, "a-slow.json", (0, 10), host="elsewhere", images_per_second=rate)
     began = time.monotonic()
-    shards_given = share_shards(table, epath.Path(tmp_path) / "workers")
-    assert next(shards_given) == (0, 10) and time.monotonic() - began > least
-    shards_given.close()
+    with share_shards(table, epath.Path(tmp_path) / "workers") as given:
+        assert next(given) == (0, 10) and time.monotonic() - began > least
+    assert [path.name for path in (tmp_path / "workers").iterdir()] == ["a-slow.json"]
+
+
+def test_a_shard_that_another_is_still_writing_is_left_to_it(tmp_path):
+    table = ScoreTable(epath.Path(tmp_path) / "shards", 30, 10)
+    claim(tmp_path, "a-other.json", (10, 20), host="elsewhere", writes=[0, 10])
+    with share_shards(table, epath.Path(tmp_path) / "workers") as given:
+        assert next(given) == (20, 30)
 
 
 @pytest.mark.parametrize(

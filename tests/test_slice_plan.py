@@ -231,8 +231,8 @@ def test_cached_logits_and_perturbed_weights_are_arguments(mesh):
     config = quickstart(lambda config: None)
     config.distill = DistillConfig(model="lenet5", batch_size=16, cached_views=3, robust="paper", num_perturbations=4)
     program = programs.distillation(config, teacher, abstract_student(config.distill, teacher), mesh)
-    frozen, _, _, _, rows = program.arguments
-    assert frozen["teacher_logits"].shape == (16, 3, 10) and frozen["class_weights"].shape == (5, 10)
+    frozen, _, _, rows = program.arguments
+    assert rows["teacher_logits"].shape == (16, 3, 10) and frozen["class_weights"].shape == (5, 10)
     assert "teacher" not in frozen and rows["image"].sharding.shard_shape((16, 32, 32, 1))[0] == 16 // mesh.size
     assert [x.shape for x in jax.tree.leaves(programs.zeros(program))] == [
         x.shape for x in jax.tree.leaves(program.arguments)

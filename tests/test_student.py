@@ -1,6 +1,7 @@
 """Distillation with the teacher's logits computed once, against the teacher run on the same views."""
 
 import dataclasses
+from contextlib import closing
 
 import jax
 import jax.numpy as jnp
@@ -8,17 +9,20 @@ import numpy as np
 import pytest
 import torch
 from etils import epath
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from reference.torchvision_models import mobilenet_v2
 
 from pujax.artifacts import Workdir
-from pujax.config import DistillConfig
+from pujax.config import DataConfig, DistillConfig, RunConfig, SourceConfig
 from pujax.data.batches import make_batches
+from pujax.data.sources import open_source
 from pujax.data.transforms import fixed_views
 from pujax.errors import UserError
 from pujax.kd_losses import kd_loss, kl_from_logits
+from pujax.metrics import MetricsLog
 from pujax.networks import Preprocessing, abstract_network, init_network, save_network
 from pujax.sharding import make_mesh, replicate
-from pujax.student import ExtraTerm, begin_with, cache_teacher_logits, make_distill_loss
+from pujax.student import ExtraTerm, begin_with, cache_teacher_logits, make_distill_loss, train_student
 
 DISTILL = DistillConfig(temperature=3.0, crop_padding=2, flip=True, cached_views=3)
 SEED = 5
@@ -59,8 +63,37 @@ def test_cached_logits_are_the_teachers_on_every_view(networks, tmp_path):
 def step_inputs(networks, folder):
     index = np.arange(7, 39, dtype=np.int32)
     batch = {"image": jnp.asarray(IMAGES[index]), "index": jnp.asarray(index), "label": jnp.full(32, -1)}
-    frozen = {"teacher_logits": jnp.asarray(cached(networks[0], folder)), "class_weights": jnp.ones((1, 4))}
-    return batch, frozen
+    batch["teacher_logits"] = jnp.asarray(cached(networks[0], folder)[index])
+    return batch, {"class_weights": jnp.ones((1, 4)), "views": jax.random.key(SEED)}
+
+
+@pytest.fixture
+def compile_cache(tmp_path):
+    """A compile cache of this test's own, that every program goes to."""
+    names = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in zip(names, (str(tmp_path / "cache"), 0.0)):
+        jax.config.update(name, value)
+    reset_cache()
+    yield tmp_path / "cache"
+    for name, value in before.items():
+        jax.config.update(name, value)
+    reset_cache()
+
+
+@pytest.mark.parametrize("views", [0, 3])
+def test_students_of_training_sets_of_any_size_share_one_compiled_step(networks, tmp_path, compile_cache, views):
+    distill = dataclasses.replace(DISTILL, cached_views=views, batch_size=16, num_steps=2, model="lenet5_half")
+    np.save(tmp_path / "images.npy", IMAGES)
+    data = DataConfig(num_classes=4, image_size=32, channels=1)
+    source = open_source(SourceConfig(kind="array", path=str(tmp_path / "images.npy")), data, labelled=False)
+    options = {"mesh": make_mesh(jax.devices()[:1]), "run": RunConfig(inference_batch_size=16), "name": "distill"}
+    for seed, size in enumerate((32, 50)):
+        options |= {"unit": Workdir(epath.Path(tmp_path / str(size))).unit("distill"), "seed": seed}
+        with closing(MetricsLog(tmp_path / str(size), enabled=False)) as log:
+            train_student(distill, networks[0], [(source, np.arange(size))], log=log, **options)
+    programs = [path.name.split("-")[0] for path in compile_cache.glob("*-cache")]
+    assert programs.count("jit_step_of_chunk") == 1 and programs.count("jit_look_up") == 2
 
 
 def test_a_step_on_cached_logits_is_a_step_with_the_teacher(networks, tmp_path):
@@ -75,7 +108,7 @@ def test_a_step_on_cached_logits_is_a_step_with_the_teacher(networks, tmp_path):
         target, logits = teacher.logits(teacher.variables, images), student.logits({"params": params}, images)
         return kd_loss(kl_from_logits(logits, target, 3.0), jnp.argmax(target, -1), weights=jnp.ones(4))
 
-    loss_fn = make_distill_loss(DISTILL, student, teacher, seed=SEED)
+    loss_fn = make_distill_loss(DISTILL, student, teacher)
     params = student.variables["params"]
     ours, grads = jax.value_and_grad(lambda p: loss_fn(p, {}, frozen, batch, rng)[0])(params)
     theirs, expected_grads = jax.value_and_grad(expected)(params)
@@ -91,7 +124,7 @@ def test_another_methods_term_is_added_and_its_parameters_get_gradients(networks
         {"bias": jnp.array(2.0)}, lambda params, logits, target: params["bias"] * jnp.mean(logits * target)
     )
     params = student.variables["params"] | term.params
-    losses = [make_distill_loss(DISTILL, student, teacher, seed=SEED, extra=extra) for extra in (None, term)]
+    losses = [make_distill_loss(DISTILL, student, teacher, extra=extra) for extra in (None, term)]
     plain, joined = (loss(params, {}, frozen, batch, jax.random.key(9))[0] for loss in losses)
     grads = jax.grad(lambda p: losses[1](p, {}, frozen, batch, jax.random.key(9))[0])(params)
     np.testing.assert_allclose(joined - plain, 2 * grads["bias"], rtol=1e-4)

@@ -4,7 +4,7 @@ A shard is the unit of work and of retry: its file appears whole or not at all, 
 ones. Processes, of one job or each by itself, share the shards out as `shard_sharing` says.
 """
 
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -48,18 +48,25 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def score_pool(job: Job, table: ScoreTable) -> float:
-    """Score missing shards beside whoever else does, until there are none; return this process's images per second."""
+    """Score missing shards beside whoever else does, until there are none; return this process's images per second.
+
+    A shard is written while the next one is scored.
+    """
     score, arguments, mesh, progress = None, None, make_mesh(jax.local_devices()), None
     batch_size = job.config.run.inference_batch_size
-    with closing(share_shards(table, job.workdir.workers)) as shards:  # others are to see at once that this one ends
+    with share_shards(table, job.workdir.workers) as shards, ThreadPoolExecutor(1) as writer:
+        written = None
         for start, stop in shards:
             if score is None:
                 fn, arguments = make_score_fn(job.config.scorer, job.teacher(), job.workdir.scorer)
                 score, arguments = compile_map(fn, mesh), replicate(mesh, arguments)
                 progress = Progress("score", table.num_images, "image", enabled=is_main_process())
-            columns = score_shard(score, arguments, job.sources["pool"], start, stop, mesh, batch_size, progress)
-            if not table.path(start, stop).exists():
-                table.write(start, stop, columns)
+            own = score_shard(score, arguments, job.sources["pool"], start, stop, mesh, batch_size, progress)
+            if written:
+                written.result()
+            written = writer.submit(write_shard, table, job.sources["pool"], start, stop, *own)
+        if written:
+            written.result()
     if progress is None:
         return 0.0
     progress.close()
@@ -75,11 +82,21 @@ def score_shard(
     mesh: Mesh,
     batch_size: int,
     progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Return the columns of the score table for images start..stop-1."""
+) -> tuple[dict[str, np.ndarray], dict[int, str]]:
+    """Return the scores of images start..stop-1, and why some of them do not decode, by their place among these."""
     reasons: dict[int, str] = {}
     read = noting_reader(pool, reasons, first=start)
     scores = map_compiled(score, arguments, read, stop - start, batch_size=batch_size, mesh=mesh, progress=progress)
+    return scores, reasons
+
+
+def write_shard(
+    table: ScoreTable, pool: ImageSource, start: int, stop: int, scores: dict[str, np.ndarray], reasons: dict[int, str]
+) -> None:
+    """Write what `score_shard` returned into the table, if nobody has."""
+    if table.path(start, stop).exists():
+        return
     index = np.arange(start, stop)
     reason = np.array([reasons.get(row, "") for row in range(stop - start)], object)
-    return {"key": pool.keys(index), "index": index, **scores, "readable": reason == "", "reason": reason}
+    columns = {"key": pool.keys(index), "index": index, **scores, "readable": reason == "", "reason": reason}
+    table.write(start, stop, columns)

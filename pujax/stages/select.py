@@ -10,7 +10,6 @@ The images are read from the pool once, by all processes, each its files; whoeve
 
 import functools
 import sys
-from contextlib import closing
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -101,7 +100,7 @@ def write_images(job: Job) -> None:
         progress.advance(len(batch))
         return batch
 
-    with closing(share_shards(images, job.workdir.writers)) as shards:  # others are to see at once that this one ends
+    with share_shards(images, job.workdir.writers) as shards:
         for start, stop in shards:
             images.write(start, stop, read_ahead(functools.partial(read, stop=stop), range(start, stop, _BATCH)))
     progress.close()
