@@ -159,11 +159,11 @@ def step_cost(config: Config, teacher: Network, student: Network, mesh: Mesh) ->
     program = distillation(config, teacher, student, mesh)
     compiled = program.compile()
     memory = compiled.memory_analysis()
-    frozen, data, key, state, rows = zeros(program)
+    frozen, key, state, rows = zeros(program)
     seconds = []
     for _ in range(4):
         started = time.perf_counter()
-        state, metrics = compiled(frozen, data, key, state, rows)
+        state, metrics = compiled(frozen, key, state, rows)
         jax.block_until_ready(metrics)
         seconds.append(time.perf_counter() - started)
     return (memory.temp_size_in_bytes + memory.argument_size_in_bytes if memory else 0.0), min(seconds)
