@@ -105,6 +105,17 @@ def job_table(lines: list[dict]) -> str:
     return f"{markdown(head, rows)}\n\n{text} {origin([line])}"
 
 
+def score_rate_table(lines: list[dict]) -> str:
+    """Return Markdown: how much of the scoring step's own rate stage score keeps."""
+    rows = []
+    for line in newest(lines, "device", "teacher", "batch_size"):
+        alone = sum(line["step_images_per_second"]) / 2
+        rows.append([line["device"], line["teacher"], str(line["batch_size"]), f"{line['shard_size']:,}"])
+        rows[-1] += [f"{alone:,.0f}", f"{line['stage_images_per_second']:,.0f}", f"{100 * line['ratio']:.0f} %"]
+    head = "device; teacher; batch; images a shard; step alone, images/s; stage, images/s; of the step"
+    return f"{markdown(head, rows)}\n\n{origin(lines)}"
+
+
 def at_scale_table(lines: list[dict]) -> str:
     """Return Markdown: seconds and memory of listing a folder and of choosing from a score table."""
     names = {"first": "first open, lists the folder", "second": "second open"}

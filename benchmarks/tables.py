@@ -14,7 +14,16 @@ import numpy as np
 
 from benchmarks.results_file import RESULTS
 from benchmarks.results_file import read as read_file
-from benchmarks.speed_tables import SPEED, at_scale_table, bar_chart, grouped, markdown, newest, with_chart
+from benchmarks.speed_tables import (
+    SPEED,
+    at_scale_table,
+    bar_chart,
+    grouped,
+    markdown,
+    newest,
+    score_rate_table,
+    with_chart,
+)
 from benchmarks.speed_tables import figures as speed_figures
 
 ROOT = Path(__file__).parent.parent
@@ -190,6 +199,7 @@ def fill(text: str) -> str:
     tables |= {name: (functools.partial(with_chart, name), read(name)) for name in SPEED}
     tables |= {"real_pools": (real_pools_table, read("real_pools")), "imbalance": (imbalance_table, read("imbalance"))}
     tables |= {"scorers": (scorers_table, read("scorers")), "at_scale": (at_scale_table, read("at_scale"))}
+    tables["score_rate"] = score_rate_table, read("score_rate")
     for name, (make, lines) in tables.items():
         table = make(lines) if lines else "Not measured yet."
         pattern = rf"(<!-- table:{name} -->\n).*?(<!-- end -->)"

@@ -85,10 +85,16 @@ def measure(case: str, pair: tuple[str, str], args: argparse.Namespace) -> dict[
     return line
 
 
+def is_for_imagenet(network: str) -> bool:
+    """Whether a network is measured at 224x224 with 1,000 classes, else at 32x32 with ten."""
+    return not network.startswith(("cifar_", "lenet5"))
+
+
 def make_batch(teacher: str, batch_size: int) -> dict[str, Any]:
     """Return images float32 [B, H, W, C], labels int32 [B], class weights float32 [2, K] and K for a teacher."""
-    size, channels = (224, 3) if teacher.startswith("resnet") else (32, 1 if "lenet" in teacher else 3)
-    classes, rng = 1000 if teacher.startswith("resnet") else 10, np.random.default_rng(0)
+    large = is_for_imagenet(teacher)
+    size, channels = (224, 3) if large else (32, 1 if "lenet" in teacher else 3)
+    classes, rng = 1000 if large else 10, np.random.default_rng(0)
     weights = rng.uniform(0.5, 1.5, classes)
     return {
         "images": rng.normal(size=(batch_size, size, size, channels)).astype(np.float32),

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.throughput import is_for_imagenet
 from tests.reference import torch_models
 
 
@@ -24,7 +25,7 @@ class TorchSide:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.best, self.cuda, self.compile_mode = variant == "best", self.device == "cuda", compile_mode
         torch.backends.cudnn.benchmark = self.best
-        classes = 1000 if teacher.startswith("resnet") else 10  # as in `throughput.make_batch`
+        classes = 1000 if is_for_imagenet(teacher) else 10
         self.teacher, self.student = (torch_models.NETWORKS[name](classes) for name in (teacher, student))
         self.teacher.eval()
         channels, size = (1, 32) if teacher.startswith("lenet") else (3, 64)

@@ -184,7 +184,10 @@ def measure_kills(folder: Path, count: int, shards: int, kills: int, s3: bool) -
         same = same and all(path.read_bytes() == found[name].read_bytes() for name, path in expected.items())
         tenth = len(memory) // 10
         line |= {"equal": same, "shards": len(found), "alone_seconds": alone, "nothing_to_do_seconds": nothing_to_do}
-        return line | {"memory_mb_at_a_tenth": memory[min(max(tenth, 10), len(memory) - 1)], "memory_mb_at_the_end": memory[-min(2, len(memory))]}
+        return line | {
+            "memory_mb_at_a_tenth": memory[min(max(tenth, 10), len(memory) - 1)],
+            "memory_mb_at_the_end": memory[-min(2, len(memory))],
+        }
 
 
 def measure_speed(folder: Path, count: int, shards: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from pujax.job import Job
 from pujax.networks import Network
 from pujax.programs import distillation, with_zeros, zeros
 from pujax.pu.scorer import passes_per_image
-from pujax.report.quantities import size
+from pujax.report.quantities import duration, size
 from pujax.sharding import is_main_process, replicate, shard_batch, traced_on
 from pujax.slice_plan import describe_slice, for_slice
 from pujax.stages.teacher import abstract_teacher
@@ -119,11 +119,11 @@ def _describe_scoring(job: Job, pool: Survey, *, timed: bool) -> str:
     shards = f"score: {len(job.score_table().shards)} shards; reading {pool.images_per_second:,.0f} images/s"
     count = len(job.sources["pool"])
     if not timed:
-        return f"{shards} on this machine, which for {count:,} images takes {_duration(count / pool.images_per_second)}"
+        return f"{shards} on this machine, which for {count:,} images takes {duration(count / pool.images_per_second)}"
     teacher = abstract_teacher(job.config, job.given_teacher)
     forward = _forward_rate(job.config, teacher, job.mesh) / passes_per_image(job.config.scorer)
     rate = min(forward, pool.images_per_second)
-    return f"{shards}, the teacher {forward:,.0f}: about {_duration(count / rate)}"
+    return f"{shards}, the teacher {forward:,.0f}: about {duration(count / rate)}"
 
 
 def _describe_distilling(job: Job) -> str:
@@ -136,7 +136,7 @@ def _describe_distilling(job: Job) -> str:
     needed = f"{memory / 2**20:.0f} MiB" if memory else "unknown memory"
     return (
         f"distill: {teacher.model} -> {student.model}, {needed} a device for one step, {1000 * seconds:.0f} ms a step: "
-        f"about {_duration(config.distill.num_steps * seconds)} a student, {students} of them"
+        f"about {duration(config.distill.num_steps * seconds)} a student, {students} of them"
     )
 
 
@@ -179,9 +179,3 @@ def _forward_rate(config: Config, teacher: Network, mesh: Mesh) -> float:
     started = time.perf_counter()
     jax.block_until_ready(forward(variables, batches))
     return batch / (time.perf_counter() - started)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

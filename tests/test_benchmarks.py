@@ -3,6 +3,7 @@
 import argparse
 import functools
 import importlib
+import subprocess
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
@@ -63,6 +64,17 @@ def test_the_programs_for_a_gpu_do_each_slice_once(tmp_path, monkeypatch, capsys
     assert started == [["kd", "broken", "score_rate", "long"], ["broken", "long"]]
     assert "broken ended with 1; see " in told[1] and "for another run" in told[1]
     assert "robust distillation step, lenet5 -> lenet5_half, 8" in told[1] and "of the step alone" in told[1]
+    lines = results_file.read(tmp_path / "score_rate.jsonl")
+    assert speed_tables.score_rate_table(lines).count("\n| ") == 2 and 0 < lines[0]["ratio"] < 2
+
+
+@pytest.mark.slow
+def test_the_input_pipeline_is_measured_in_every_form(tmp_path):
+    options = ["--images", "600", "--files", "64", "--seconds", "0.03", "--rounds", "1", "--out", str(tmp_path / "out")]
+    subprocess.run([sys.executable, "-m", "benchmarks.input_pipeline", *options], check=True, cwd=ROOT)
+    lines = results_file.read(tmp_path / "out")
+    assert len(lines) == 4 and all(rate > 0 for line in lines for rate in line["images_per_second"].values())
+    assert speed_tables.pipeline_table(lines).count("\n| ") == 7  # head, rule excluded, and six rows
 
 
 def test_what_a_gpu_is_for_is_the_whole_list(tmp_path, monkeypatch, capsys):
