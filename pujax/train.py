@@ -121,17 +121,16 @@ def _join(*metrics: Any) -> Any:
     return jax.tree.map(lambda *values: jnp.stack(values), *metrics)
 
 
-def make_lookup(mesh: Mesh) -> Callable[[Any, Any], Any]:
+def make_lookup(mesh: Mesh) -> Callable[[Any, jax.Array], Any]:
     """Build the compiled function that fetches a chunk's rows from arrays on the device.
 
     Returns:
-        `(data, chunk) -> chunk`: beside what the chunk has, among it `index` [k, B], the rows of `data`, a dict of
-        [N, ...] arrays, at `index`.
+        `(data, index) -> rows`: of `data`, a dict of [N, ...] arrays, those at `index` [k, B], each [k, B, ...].
     """
 
     @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, P(None, "data")))
-    def look_up(data: Any, chunk: Any) -> Any:
-        return {name: jnp.take(array, chunk["index"], axis=0) for name, array in data.items()} | chunk
+    def look_up(data: Any, index: jax.Array) -> Any:
+        return {name: jnp.take(array, index, axis=0) for name, array in data.items()}
 
     return look_up
 
@@ -195,7 +194,7 @@ def fit(
         chunks = (shard_batch(mesh, chunk, axis=1) for chunk in batches)
 
         def take_steps(state: TrainState, chunk: Any) -> tuple[TrainState, Any]:
-            return steps(state, frozen, look_up(data, chunk), rng)
+            return steps(state, frozen, chunk | look_up(data, chunk["index"]), rng)
 
         with deferred():
             vote = StopVote(mesh).cast

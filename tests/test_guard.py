@@ -32,8 +32,8 @@ def test_the_step_is_traced_once():
         data = replicate(mesh, {"image": images[:count], "label": labels[:count]})
         batches = index_batches(count, 32, seed=0, steps_per_call=3)  # the epochs' ends lie inside chunks
         for _ in range(4):
-            chunk = look_up(data, shard_batch(mesh, next(batches), axis=1))
-            state, _ = steps(state, frozen, chunk, jax.random.key(0))
+            chunk = shard_batch(mesh, next(batches), axis=1)
+            state, _ = steps(state, frozen, chunk | look_up(data, chunk["index"]), jax.random.key(0))
     assert int(state.step) == 24
     assert len(traces) == 1
 
@@ -53,7 +53,7 @@ def test_dispatches_of_a_chunk_of_three_steps(monkeypatch, backend, calls):
         steps = make_train_steps(loss_fn, tx, mesh)
     state = jax.tree.map(jnp.copy, replicate(mesh, init_state(variables, tx)))
     chunk = shard_batch(mesh, next(index_batches(len(images), 32, seed=0, steps_per_call=3)), axis=1)
-    chunk = make_lookup(mesh)(replicate(mesh, {"image": images, "label": labels}), chunk)
+    chunk |= make_lookup(mesh)(replicate(mesh, {"image": images, "label": labels}), chunk["index"])
     state, metrics = steps(state, {"scale": jnp.float32(1)}, chunk, jax.random.key(0))
     assert (int(state.step), metrics["loss"].shape, len(dispatched)) == (3, (3,), calls)
 
