@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +90,7 @@ class MetricsLog:
             self._file.write(json.dumps({"step": step, **metrics}) + "\n")
             self._file.flush()
             if self._tensorboard is None:
-                from tensorboardX import SummaryWriter  # imports PyTorch where there is one: not before it is needed
-
-                self._tensorboard = SummaryWriter(str(self._folder))
+                self._tensorboard = _summary_writer()(str(self._folder))
             for name, value in metrics.items():
                 self._tensorboard.add_scalar(name, value, step)
 
@@ -101,3 +100,16 @@ class MetricsLog:
             self._file.close()
         if self._tensorboard:
             self._tensorboard.close()
+
+
+def _summary_writer() -> type:
+    """Return tensorboardX's writer, imported without PyTorch: where there is one, that takes seconds of a start."""
+    has_torch = "torch" in sys.modules
+    if not has_torch:
+        sys.modules["torch"] = None  # its import fails, and tensorboardX does without
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if not has_torch:
+            del sys.modules["torch"]
+    return SummaryWriter
