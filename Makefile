@@ -16,7 +16,7 @@ test-slow: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/shellcheck $(wildcard launch/*.sh launch/*.sbatch benchmarks/*.sh) .ci/run
+	$(BIN)/shellcheck $(wildcard launch/*.sh launch/*.sbatch) .ci/run
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
