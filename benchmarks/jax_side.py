@@ -7,6 +7,7 @@ convolutions: neither side is credited for operations of its own making.
 import functools
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -75,15 +76,20 @@ class JaxSide:
         return float(self.step())
 
     def time(self, seconds: float) -> float:
-        """Return images per second over at least `seconds`; at most eight steps are in flight."""
-        steps, started = 0, time.perf_counter()
-        while time.perf_counter() - started < seconds:
-            loss = self.step()
-            steps += 1
-            if steps % 8 == 0:
-                jax.block_until_ready(loss)
-        jax.block_until_ready(loss)
-        return steps * len(self.images) / (time.perf_counter() - started)
+        """Return images per second over at least `seconds`."""
+        return rate(self.step, len(self.images), seconds)
+
+
+def rate(step: Callable[[], Any], num_images: int, seconds: float) -> float:
+    """Return images per second of a step over at least `seconds`; at most eight are in flight."""
+    steps, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        outputs = step()
+        steps += 1
+        if steps % 8 == 0:
+            jax.block_until_ready(outputs)
+    jax.block_until_ready(outputs)
+    return steps * num_images / (time.perf_counter() - started)
 
 
 def _loss_fns(teacher: Any, student: Any, scorer: Any) -> dict[str, Any]:

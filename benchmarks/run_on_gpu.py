@@ -49,8 +49,8 @@ def slices(out: Path, data: Path | None, compile_mode: str) -> list[Slice]:
         options = ("--cases", case, "--pairs", pair, "--batch_size", str(batch), *rates)
         name = f"{case}-{pair.replace(':', '-')}-{compile_mode}"
         timed.append(Slice(name, 240 if compile_mode == "max-autotune" else 45, ("benchmarks.throughput", *options)))
-    score = ("--teacher", "cifar_resnet34", "--images", "600000", "--shard_size", "100000", "--batch_size", "4096")
-    score = Slice("score_rate", 60, ("benchmarks.score_rate", *score, "--out", str(out / "score_rate.jsonl")))
+    options = ("--teacher", "cifar_resnet34", "--images", "600000", "--shard_size", "100000", "--batch_size", "4096")
+    score = Slice("score_rate", 60, ("benchmarks.score_rate", *options, "--out", str(out / "score_rate.jsonl")))
     job = ("pujax.launch", "--config", "configs/quickstart.py", "--workdir", str(out / "quickstart"))
     found = [Slice("quickstart", 60, job), *timed[:3], score]
     if data:

@@ -12,7 +12,6 @@ between two timings of the step.
 import functools
 import json
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,16 @@ import jax
 import numpy as np
 from etils import epath
 
+from benchmarks.jax_side import rate
 from benchmarks.results_file import command_line, measured
 from configs import quickstart
 from pujax import artifacts, pipeline, programs
 from pujax.config import Config, RunConfig, ScoreConfig, SourceConfig, resolve, with_options
 from pujax.data.embedded import load_embedded
 from pujax.sharding import configure_backend
+from pujax.stages.teacher import abstract_teacher
 
-BEFORE = ("teacher", "scorer")
+STAGES = ("teacher", "scorer", "score")
 
 
 def make_config(folder: Path, teacher: str, images: int, shard_size: int, batch_size: int) -> Config:
@@ -52,21 +53,9 @@ def make_config(folder: Path, teacher: str, images: int, shard_size: int, batch_
     return resolve(with_options(quickstart.get_config(), options | {"scorer.pool_sample": 5000, "baselines": ()}))
 
 
-def step_rate(program: programs.Program, seconds: float) -> float:
-    """Return images per second of a program on one batch; at most eight calls are in flight."""
-    compiled, arguments = program.compile(), programs.zeros(program)
-    jax.block_until_ready(compiled(*arguments))
-    calls, began = 0, time.perf_counter()
-    while time.perf_counter() - began < seconds:
-        output = [compiled(*arguments) for _ in range(8)]
-        jax.block_until_ready(output)
-        calls += 8
-    return calls * program.batch_size / (time.perf_counter() - began)
-
-
 def stage_rate(config: Config, folder: Path) -> float:
     """Return images per second of stage score, from the end of its first shard to that of its last."""
-    pipeline.run(config, folder, (*BEFORE, "score"))
+    pipeline.run(config, folder, STAGES)
     shards = sorted(path.stat().st_mtime_ns for path in (folder / "score" / "shards").glob("*.parquet"))
     return (len(shards) - 1) * config.score.shard_size / ((shards[-1] - shards[0]) / 1e9)
 
@@ -76,11 +65,12 @@ def measure(teacher: str, images: int, shard_size: int, batch_size: int, seconds
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config = make_config(folder, teacher, images, shard_size, batch_size)
-        pipeline.run(config, folder / "run", BEFORE)
         workdir = artifacts.open_workdir(epath.Path(folder / "run"))
-        with pipeline.opened(config, workdir, BEFORE) as (job, _):
-            program = programs.scoring(config, job.teacher(), job.mesh)
-        step = functools.partial(step_rate, program, seconds)
+        with pipeline.opened(config, workdir, STAGES, dry=True) as (job, _):
+            program = programs.scoring(job.config, abstract_teacher(job.config, job.given_teacher), job.mesh)
+        compiled, arguments = program.compile(), programs.zeros(program)
+        jax.block_until_ready(compiled(*arguments))
+        step = functools.partial(rate, functools.partial(compiled, *arguments), program.batch_size, seconds)
         before, stage, after = step(), stage_rate(config, folder / "run"), step()
     alone = (before + after) / 2
     line = {"teacher": teacher, "images": images, "shard_size": shard_size, "batch_size": batch_size}

@@ -1,12 +1,11 @@
 """Who makes which shard: workers over one work directory, on any hosts, that come and go and do not talk.
 
 Each worker keeps a small file that says which shard it is at, and which it may still be writing; the others leave these
-alone. Work is split as it is
-found: a worker goes on with the shard behind its last one, without a look at the others; where another is or has been,
-it looks, and begins anew in the largest gap that is left, in its middle if somebody is filling it from the front. When
-every missing shard is somebody's, a worker that has nothing else to do takes one of another's: at once if that one is
-dead, else after twice the time that a shard takes here or, to who has done none yet, there. So whoever dies or is slow
-delays the end by a shard or two.
+alone. Work is split as it is found: a worker goes on with the shard behind its last one, without a look at the others;
+where another is or has been, it looks, and begins anew in the largest gap that is left, in its middle if somebody is
+filling it from the front. When every missing shard is somebody's, a worker that has nothing else to do takes one of
+another's: at once if that one is dead, else after twice the time that a shard takes here or, to who has done none yet,
+there. So whoever dies or is slow delays the end by a shard or two.
 
 Claims save work, they do not keep the shards right: a shard's file appears whole or not at all, every worker computes
 the same bytes, and a file that is there is not written again. A claim that is lost or late costs a shard made twice.
@@ -142,15 +141,14 @@ def _claims(presence: Presence, seen: dict[str, tuple[Any, float]], shard_size: 
     """Return the shards that others are at, or write."""
     claims: dict[Shard, Claim] = {}
     for name, told in read_presences(presence.path.parent).items():
-        if name == presence.path.name or not told["shard"]:
+        if name == presence.path.name:
             continue
-        shard = tuple(told["shard"])
-        if name not in seen or seen[name][0] != (shard, told["started"]):
-            seen[name] = ((shard, told["started"]), time.monotonic())
+        if name not in seen or seen[name][0] != (told["shard"], told["started"]):
+            seen[name] = ((told["shard"], told["started"]), time.monotonic())
         age = time.monotonic() - seen[name][1] if lives(told) else float("inf")
         claim = Claim(age, shard_size / told["images_per_second"] if told["images_per_second"] else 0.0)
-        for own in (shard, tuple(told.get("writes") or shard)):
-            claims[own] = min(claim, claims.get(own, claim))
+        for shard in filter(None, (told["shard"], told.get("writes"))):
+            claims[tuple(shard)] = min(claim, claims.get(tuple(shard), claim))
     return claims
 
 

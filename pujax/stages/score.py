@@ -53,7 +53,7 @@ def score_pool(job: Job, table: ScoreTable) -> float:
     A shard is written while the next one is scored.
     """
     score, arguments, mesh, progress = None, None, make_mesh(jax.local_devices()), None
-    batch_size = job.config.run.inference_batch_size
+    batch_size, pool = job.config.run.inference_batch_size, job.sources["pool"]
     with share_shards(table, job.workdir.workers) as shards, ThreadPoolExecutor(1) as writer:
         written = None
         for start, stop in shards:
@@ -61,10 +61,10 @@ def score_pool(job: Job, table: ScoreTable) -> float:
                 fn, arguments = make_score_fn(job.config.scorer, job.teacher(), job.workdir.scorer)
                 score, arguments = compile_map(fn, mesh), replicate(mesh, arguments)
                 progress = Progress("score", table.num_images, "image", enabled=is_main_process())
-            own = score_shard(score, arguments, job.sources["pool"], start, stop, mesh, batch_size, progress)
+            scored = score_shard(score, arguments, pool, start, stop, mesh, batch_size, progress)
             if written:
                 written.result()
-            written = writer.submit(write_shard, table, job.sources["pool"], start, stop, *own)
+            written = writer.submit(write_shard, table, pool, start, stop, *scored)
         if written:
             written.result()
     if progress is None:
